@@ -1,0 +1,213 @@
+"""Vector fields ``f(t, x)``: the right-hand sides of ``dx/dt = f(t, x; W(t))``.
+
+Every field is an ``nn.Module`` with ``forward(t, x, args=None)``, which is also what torchdyn calls. A field of this
+package can besides be *tabulated* on times that are known beforehand, in three steps that a fixed-grid solve uses:
+
+1. ``tabulate(times)``: all that depends on time alone, ``(S,)`` to a table ``(S, d)``; done when a block is built.
+2. ``stage_weights(table)``: the weights of all S stages, one matrix product a layer; done once a solve.
+3. ``forward_stage(x, weights, stage)``: the field at time number ``stage``; plain tensor code.
+
+Shapes: t 0-d or ``(1,)``; x ``(B, C, H, W)``; S distinct stage times; m basis functions.
+
+Source: Yu, Miao and Wu, "Neural Generalized Ordinary Differential Equations with Layer-Varying Parameters".
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .layers import SplineConv2d, combine, time_row
+from .splines import BSplineBasis
+
+__all__ = ["ConcatConvField", "LiftedField", "SplineConvField", "lift"]
+
+
+def _group_norm(channels: int, device: Any, dtype: Any) -> nn.GroupNorm:
+    """The paper's 32 groups, or one a channel where there are fewer channels."""
+    groups = min(32, channels)
+    if channels < 1 or channels % groups:
+        raise ValueError(f"channels={channels}: must be at least 1, and a multiple of 32 above 32 (GroupNorm groups)")
+    return nn.GroupNorm(groups, channels, device=device, dtype=dtype)
+
+
+class SplineConvField(nn.Module):
+    """The paper's vector field: ``num_convs`` times GroupNorm–ReLU–SplineConv (3×3, padding 1, no bias).
+
+    The norms are shared by all times. With ``num_convs=1`` the field is ReLU–SplineConv, without a norm.
+
+    Args:
+        channels: channels of the state.
+        basis: the B-spline basis of time.
+        num_convs: number L of spline convolutions, at least 1.
+
+    Raises:
+        ValueError: on a value outside these limits.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        basis: BSplineBasis,
+        num_convs: int = 2,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(num_convs, bool) or not isinstance(num_convs, int) or num_convs < 1:
+            raise ValueError(f"num_convs={num_convs!r}: must be an integer of at least 1")
+        self.basis = basis
+        self.norms = nn.ModuleList(
+            _group_norm(channels, device, dtype) if num_convs > 1 else nn.Identity() for _ in range(num_convs)
+        )
+        self.convs = nn.ModuleList(
+            SplineConv2d(channels, channels, 3, basis, padding=1, bias=False, device=device, dtype=dtype)
+            for _ in range(num_convs)
+        )
+
+    @torch.jit.unused
+    def tabulate(self, times: Tensor) -> Tensor:
+        """Basis values of every time: ``(S,)`` to ``(S, m)``."""
+        return self.basis(times)
+
+    def stage_weights(self, table: Tensor) -> list[Tensor]:
+        """The kernels of every row of the table, a tensor ``(S, C, C, 3, 3)`` for each convolution."""
+        weights: list[Tensor] = []
+        for conv in self.convs:
+            weights.append(conv.weights_at(table))
+        return weights
+
+    def forward_stage(self, x: Tensor, weights: list[Tensor], stage: int) -> Tensor:
+        """The field at time number ``stage``: ``(B, C, H, W)`` to the same."""
+        for i, (norm, conv) in enumerate(zip(self.norms, self.convs)):  # noqa: B905 (TorchScript's zip has no strict)
+            x = conv.apply_weight(torch.relu(norm(x)), weights[i][stage])
+        return x
+
+    @torch.jit.unused
+    def forward(self, t: Tensor, x: Tensor, args: Any = None) -> Tensor:
+        """dx/dt at time ``t``: ``(B, C, H, W)`` to the same. ``args`` is torchdyn's and is not used."""
+        return self.forward_stage(x, self.stage_weights(time_row(self.basis, t)), 0)
+
+
+class ConcatConv2d(nn.Module):
+    """A 3×3 convolution of the state with time as one more channel, put first: the Neural-ODE baseline's layer."""
+
+    def __init__(
+        self,
+        channels: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels + 1, channels, 3, padding=1, device=device, dtype=dtype)
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        plane = t.to(x.dtype).reshape(1, 1, 1, 1).expand(x.shape[0], 1, x.shape[2], x.shape[3])
+        return self.conv(torch.cat([plane, x], dim=1))
+
+
+class ConcatConvField(nn.Module):
+    """The Neural-ODE baseline: GroupNorm–ReLU–ConcatConv–GroupNorm–ReLU–ConcatConv–GroupNorm, constant weights.
+
+    Args:
+        channels: channels of the state.
+
+    Source: the MNIST example of torchdiffeq (Chen et al., "Neural Ordinary Differential Equations", 2018).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = _group_norm(channels, device, dtype)
+        self.conv1 = ConcatConv2d(channels, device, dtype)
+        self.norm2 = _group_norm(channels, device, dtype)
+        self.conv2 = ConcatConv2d(channels, device, dtype)
+        self.norm3 = _group_norm(channels, device, dtype)
+
+    @torch.jit.unused
+    def tabulate(self, times: Tensor) -> Tensor:
+        """The times themselves: ``(S,)`` to ``(S, 1)``."""
+        return times[:, None]
+
+    def stage_weights(self, table: Tensor) -> list[Tensor]:
+        """The weights are constant: only the times are handed on."""
+        return [table]
+
+    def forward_stage(self, x: Tensor, weights: list[Tensor], stage: int) -> Tensor:
+        """The field at time number ``stage``."""
+        return self._field(weights[0][stage], x)
+
+    @torch.jit.unused
+    def forward(self, t: Tensor, x: Tensor, args: Any = None) -> Tensor:
+        """dx/dt at time ``t``: ``(B, C, H, W)`` to the same. ``args`` is torchdyn's and is not used."""
+        return self._field(t, x)
+
+    def _field(self, t: Tensor, x: Tensor) -> Tensor:
+        x = self.conv1(t, torch.relu(self.norm1(x)))
+        x = self.conv2(t, torch.relu(self.norm2(x)))
+        return self.norm3(x)
+
+
+class LiftedField(nn.Module):
+    """Any module as a vector field whose parameters are splines of time; see ``lift``."""
+
+    def __init__(self, module: nn.Module, basis: BSplineBasis) -> None:
+        super().__init__()
+        parameters = dict(module.named_parameters())
+        if not parameters:
+            raise ValueError(f"{type(module).__name__} has no parameters: there is nothing to vary with time")
+        self.basis = basis
+        self.parameter_names = tuple(parameters)
+        # The template only lends its code: its own parameters are replaced at every call, so they go to meta.
+        self._template = [copy.deepcopy(module).to("meta")]
+        self.coeffs = nn.ParameterList(
+            nn.Parameter(
+                value.detach()[..., None].repeat(*(1,) * value.dim(), basis.num_basis),
+                requires_grad=value.requires_grad,
+            )
+            for value in parameters.values()
+        )
+        self.buffer_names = tuple(name for name, _ in module.named_buffers())
+        for i, (_, value) in enumerate(module.named_buffers()):
+            self.register_buffer(f"buffer_{i}", value.detach().clone())
+
+    def tabulate(self, times: Tensor) -> Tensor:
+        """Basis values of every time: ``(S,)`` to ``(S, m)``."""
+        return self.basis(times)
+
+    def stage_weights(self, table: Tensor) -> list[Tensor]:
+        """Every parameter at every row of the table, a tensor ``(S, *parameter_shape)`` each."""
+        return [combine(table, coeffs) for coeffs in self.coeffs]
+
+    def forward_stage(self, x: Tensor, weights: list[Tensor], stage: int) -> Tensor:
+        """The field at time number ``stage``."""
+        values = {name: weight[stage] for name, weight in zip(self.parameter_names, weights, strict=True)}
+        buffers = {name: getattr(self, f"buffer_{i}") for i, name in enumerate(self.buffer_names)}
+        template = self._template[0].train(self.training)
+        return functional_call(template, {**values, **buffers}, (x,))
+
+    def forward(self, t: Tensor, x: Tensor, args: Any = None) -> Tensor:
+        """dx/dt at time ``t``. ``args`` is torchdyn's and is not used."""
+        return self.forward_stage(x, self.stage_weights(time_row(self.basis, t)), 0)
+
+
+def lift(module: nn.Module, basis: BSplineBasis) -> LiftedField:
+    """Make any module ``x -> dx/dt`` a vector field whose parameters are splines of time.
+
+    Every parameter p becomes coefficients ``(*p.shape, m)``, all equal to p. So with a basis that sums to one (clamped
+    knots) the field starts as the module itself at every time. The module is copied and left as it is.
+
+    Args:
+        module: maps a state to one of the same shape, with parameters. Buffers are kept, constant in time.
+        basis: the B-spline basis of time.
+
+    Raises:
+        ValueError: if the module has no parameters.
+    """
+    return LiftedField(module, basis)

@@ -1,0 +1,231 @@
+"""Layers whose weights are B-splines of time.
+
+Each layer holds spline coefficients with the basis index last, ``coeffs (*weight_shape, m)`` as in the authors'
+checkpoints, and makes ``W(t) = Σ_i B_{i,k}(t) ξ_i``. Two ways in:
+
+- ``layer(t, x)`` evaluates the basis at one time.
+- ``layer.weights_at(table)`` makes the weights of all ``S`` rows of a table of basis values ``(S, m)`` at once, as one
+  matrix product ``(S × m) · (m × P)``; a fixed-grid solve does this once, before its loop.
+
+Shapes: x ``(B, C, H, W)`` or ``(B, C)``; t 0-d or ``(1,)``; table ``(S, m)``.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .splines import BSplineBasis
+
+__all__ = ["SplineConv2d", "SplineGroupNorm", "SplineLinear", "combine", "time_row"]
+
+
+def combine(table: Tensor, coeffs: Tensor) -> Tensor:
+    """All weights of a table of basis values: ``(S, m)`` and ``(*weight_shape, m)`` to ``(S, *weight_shape)``.
+
+    Under autocast the product stays in the precision of the coefficients; what uses the weights casts them.
+    """
+    if not torch.jit.is_scripting():  # on a line of its own: TorchScript then skips what stands under it
+        if torch.is_autocast_enabled(table.device.type):
+            with torch.autocast(table.device.type, enabled=False):
+                return _combine(table, coeffs)
+    return _combine(table, coeffs)
+
+
+def _combine(table: Tensor, coeffs: Tensor) -> Tensor:
+    return torch.tensordot(table.to(coeffs.dtype), coeffs, dims=([1], [-1]))
+
+
+def time_row(basis: BSplineBasis, t: Tensor) -> Tensor:
+    """The basis at one time as a table of one row ``(1, m)``.
+
+    Raises:
+        ValueError: if ``t`` holds more than one time.
+    """
+    if t.numel() != 1:
+        raise ValueError(f"t has shape {tuple(t.shape)}: a layer takes one time, 0-d or (1,)")
+    return basis(t.reshape(1))
+
+
+def _init_coeffs(coeffs: Tensor) -> None:
+    """The paper's initialisation: Kaiming-uniform with a = √3 and m counted in the fan-in, bound √(1.5 / fan-in)."""
+    nn.init.kaiming_uniform_(coeffs, a=math.sqrt(3))
+
+
+def _pair(value: int | Sequence[int], name: str, least: int) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or any(not isinstance(part, int) or part < least for part in pair):
+        raise ValueError(f"{name}={value!r}: must be one integer or two, each at least {least}")
+    return pair
+
+
+class SplineConv2d(nn.Module):
+    """``torch.nn.Conv2d`` whose kernel (and bias) are splines of time.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size: one integer or two; so ``stride``, ``padding`` and ``dilation``, as in ``torch.nn.Conv2d``.
+        basis: the B-spline basis of time.
+        groups: number of blocked connections; divides both channel counts.
+        bias: whether to add a bias that varies with time, ``bias_coeffs (out_channels, m)``, zero at first.
+
+    Attributes:
+        coeffs: ``(out_channels, in_channels / groups, kH, kW, m)``.
+
+    Raises:
+        ValueError: on a size below its limit, or channels that ``groups`` does not divide.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        basis: BSplineBasis,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if in_channels < 1 or out_channels < 1 or groups < 1 or in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"in_channels={in_channels}, out_channels={out_channels}, groups={groups}: all must be at least 1 and "
+                "groups must divide both channel counts"
+            )
+        self.basis = basis
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size = _pair(kernel_size, "kernel_size", 1)
+        self.stride = _pair(stride, "stride", 1)
+        self.padding = _pair(padding, "padding", 0)
+        self.dilation = _pair(dilation, "dilation", 1)
+        shape = (out_channels, in_channels // groups, *self.kernel_size, basis.num_basis)
+        self.coeffs = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        if bias:
+            self.bias_coeffs = nn.Parameter(torch.empty(out_channels, basis.num_basis, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias_coeffs", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the coefficients anew by the paper's initialisation."""
+        _init_coeffs(self.coeffs)
+        if self.bias_coeffs is not None:
+            nn.init.zeros_(self.bias_coeffs)
+
+    def weights_at(self, table: Tensor) -> Tensor:
+        """Kernels of every row of a table: ``(S, m)`` to ``(S, out, in / groups, kH, kW)``."""
+        return combine(table, self.coeffs)
+
+    def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The convolution with one kernel that ``weights_at`` made."""
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    @torch.jit.unused
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        """Convolve ``x (B, C, H, W)`` with the kernel of time ``t``."""
+        row = time_row(self.basis, t)
+        bias = None if self.bias_coeffs is None else combine(row, self.bias_coeffs)[0]
+        return self.apply_weight(x, self.weights_at(row)[0], bias)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, "
+            f"bias={self.bias_coeffs is not None}"
+        )
+
+
+class SplineLinear(nn.Module):
+    """``torch.nn.Linear`` whose weight (and bias) are splines of time.
+
+    Attributes:
+        coeffs: ``(out_features, in_features, m)``.
+        bias_coeffs: ``(out_features, m)``, zero at first, or None.
+
+    Raises:
+        ValueError: if a feature count is below 1.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        basis: BSplineBasis,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if in_features < 1 or out_features < 1:
+            raise ValueError(f"in_features={in_features}, out_features={out_features}: both must be at least 1")
+        self.basis = basis
+        self.in_features, self.out_features = in_features, out_features
+        shape = (out_features, in_features, basis.num_basis)
+        self.coeffs = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        if bias:
+            self.bias_coeffs = nn.Parameter(torch.empty(out_features, basis.num_basis, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias_coeffs", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the coefficients anew, as the paper does for its convolutions."""
+        _init_coeffs(self.coeffs)
+        if self.bias_coeffs is not None:
+            nn.init.zeros_(self.bias_coeffs)
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        """Map ``x (…, in_features)`` to ``(…, out_features)`` with the weight of time ``t``."""
+        row = time_row(self.basis, t)
+        bias = None if self.bias_coeffs is None else combine(row, self.bias_coeffs)[0]
+        return F.linear(x, combine(row, self.coeffs)[0], bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, bias={self.bias_coeffs is not None}"
+
+
+class SplineGroupNorm(nn.Module):
+    """``torch.nn.GroupNorm`` whose scale and shift are splines of time.
+
+    Attributes:
+        coeffs: scale ``(num_channels, m)``, one at first: exactly 1 at every time where the basis sums to one.
+        bias_coeffs: shift ``(num_channels, m)``, zero at first.
+
+    Raises:
+        ValueError: if ``num_groups`` does not divide ``num_channels``.
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        basis: BSplineBasis,
+        eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if num_groups < 1 or num_channels < 1 or num_channels % num_groups:
+            raise ValueError(
+                f"num_groups={num_groups}, num_channels={num_channels}: both must be at least 1 and num_groups must "
+                "divide num_channels"
+            )
+        self.basis = basis
+        self.num_groups, self.num_channels, self.eps = num_groups, num_channels, eps
+        self.coeffs = nn.Parameter(torch.ones(num_channels, basis.num_basis, device=device, dtype=dtype))
+        self.bias_coeffs = nn.Parameter(torch.zeros(num_channels, basis.num_basis, device=device, dtype=dtype))
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        """Normalise ``x (B, C, …)`` and apply the scale and shift of time ``t``."""
+        row = time_row(self.basis, t)
+        return F.group_norm(x, self.num_groups, combine(row, self.coeffs)[0], combine(row, self.bias_coeffs)[0], self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_groups}, {self.num_channels}, eps={self.eps}"

@@ -1,0 +1,230 @@
+"""What the zoo's architectures share: the paper's stem and head around a block, with timm's interface.
+
+    x (B, in_chans, H, W) → stem (B, 64, H/4, W/4) → block, same shape → GroupNorm, ReLU → pool → linear (B, num_classes)
+
+Stem: Conv 3×3 – GroupNorm – ReLU – Conv 4×4, stride 2 – GroupNorm – ReLU – Conv 4×4, stride 2. The first convolution
+has no padding: 28×28 pixels become a state of 6×6, 32×32 become 7×7.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Final
+
+import torch
+from timm.layers import ClassifierHead
+from timm.models import build_model_with_cfg
+from timm.models._builder import resolve_pretrained_cfg
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from ._pretrained import list_weights, verify_weights
+
+__all__ = ["CHANNELS", "CIFAR10_CFG", "MNIST_CFG", "StemBlockHead", "cfg", "create"]
+
+CHANNELS = 64
+
+
+class StemBlockHead(nn.Module):
+    """Stem, one block that keeps its state's shape, and head; a first-class timm model.
+
+    Args:
+        block: from a 64-channel state to one of the same shape.
+        num_classes: number of outputs; 0 gives the pooled features.
+        in_chans: channels of the images.
+        global_pool: ``"avg"`` or any other of timm's pooling types; ``""`` for none (with ``num_classes=0``).
+        drop_rate: dropout before the classifier.
+    """
+
+    grad_checkpointing: Final[bool]
+
+    def __init__(
+        self,
+        block: nn.Module,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.num_features = self.head_hidden_size = CHANNELS
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+        self.stem = nn.Sequential(
+            OrderedDict(
+                conv1=nn.Conv2d(in_chans, CHANNELS, 3, **dd),
+                norm1=nn.GroupNorm(32, CHANNELS, **dd),
+                act1=nn.ReLU(),
+                conv2=nn.Conv2d(CHANNELS, CHANNELS, 4, stride=2, padding=1, **dd),
+                norm2=nn.GroupNorm(32, CHANNELS, **dd),
+                act2=nn.ReLU(),
+                conv3=nn.Conv2d(CHANNELS, CHANNELS, 4, stride=2, padding=1, **dd),
+            )
+        )
+        self.block = block
+        self.norm = nn.GroupNorm(32, CHANNELS, **dd)
+        self.act = nn.ReLU()
+        self.head = ClassifierHead(CHANNELS, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
+        self.feature_info = [
+            {"num_chs": CHANNELS, "reduction": 1, "module": "stem.act1"},
+            {"num_chs": CHANNELS, "reduction": 2, "module": "stem.act2"},
+            {"num_chs": CHANNELS, "reduction": 4, "module": "block"},
+        ]
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameter groups for layer-wise decay: the stem, the block, the final norm and the head."""
+        return {"stem": r"^stem", "blocks": [(r"^block", None), (r"^norm", (99999,))]}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory in the block; gradients stay the same.
+
+        Raises:
+            ValueError: if the block has an adaptive solver, which cannot be checkpointed.
+        """
+        set_checkpointing = getattr(self.block, "set_checkpointing", None)
+        if set_checkpointing is not None:
+            set_checkpointing(enable)
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Biases and norms that are splines: two-dimensional, so weight decay would not skip them by itself."""
+        return {name for name, value in self.named_parameters() if name.endswith("coeffs") and value.dim() == 2}
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The linear layer."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a new classifier in place; ``global_pool`` keeps its type when None."""
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Features after both activations of the stem and after the block.
+
+        Args:
+            x: images ``(B, in_chans, H, W)``.
+            indices: which of the three to return; an integer n takes the last n, None all.
+            norm: apply the final norm and activation to the last one.
+            stop_early: do not compute what no index asks for.
+            output_fmt: ``"NCHW"`` alone.
+            intermediates_only: return only the list.
+
+        Returns:
+            The list of features, or ``(final features, list)``.
+
+        Raises:
+            ValueError: on another output_fmt.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt={output_fmt!r}: only NCHW is there")
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        intermediates: list[Tensor] = []
+        # Slices, so that a model whose later layers were pruned passes its input through what is left.
+        stages = [self.stem[:3], self.stem[3:6], nn.Sequential(*self.stem[6:], self.block)]
+        for i, stage in enumerate(stages[: last + 1] if stop_early else stages):
+            x = stage(x)
+            if i in take:
+                intermediates.append(self.act(self.norm(x)) if norm and i == len(stages) - 1 else x)
+        if intermediates_only:
+            return intermediates
+        if not stop_early or last == len(stages) - 1:
+            x = self.act(self.norm(x))
+        return x, intermediates
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what the wanted intermediate features do not need; returns their indices."""
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        if last < 2:
+            self.block = nn.Identity()
+            self.stem = self.stem[: 3 * (last + 1)]
+        if prune_norm or last < 2:
+            self.norm, self.act = nn.Identity(), nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return take
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images to the last feature map, after the final norm and activation: ``(B, 64, H', W')``."""
+        x = self.stem(x)
+        x = self.block(x)
+        return self.act(self.norm(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Feature map to logits ``(B, num_classes)``, or to pooled features with ``pre_logits``."""
+        return self.head(x, pre_logits=True) if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``(B, in_chans, H, W)`` to logits ``(B, num_classes)``."""
+        x = self.forward_features(x)
+        return self.forward_head(x)
+
+
+MNIST_CFG: dict[str, Any] = {"input_size": (1, 28, 28), "pool_size": (6, 6), "mean": (0.0,), "std": (1.0,)}
+CIFAR10_CFG: dict[str, Any] = {
+    "input_size": (3, 32, 32),
+    "pool_size": (7, 7),
+    "mean": (0.491, 0.482, 0.447),
+    "std": (0.247, 0.243, 0.262),
+}
+
+
+def cfg(dataset: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+    """A ``pretrained_cfg`` of these architectures for one data set's figures."""
+    return {
+        "num_classes": 10,
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+        "first_conv": "stem.conv1",
+        "classifier": "head.fc",
+        "license": "apache-2.0",
+        **dataset,
+        **kwargs,
+    }
+
+
+def create(
+    cls: type[nn.Module],
+    variant: str,
+    pretrained: bool,
+    filter_fn: Callable[..., dict[str, Tensor]] | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build a registered model as timm does, after checking the sha256 of bundled weights.
+
+    Raises:
+        WeightsError: if bundled weights are not those that were published.
+    """
+    if pretrained:
+        chosen = resolve_pretrained_cfg(
+            variant, kwargs.get("pretrained_cfg"), pretrained_cfg_overlay=kwargs.get("pretrained_cfg_overlay")
+        )
+        bundled = {str(folder / "model.safetensors"): folder for _, _, folder in list_weights()}
+        if chosen.file in bundled:
+            verify_weights(bundled[chosen.file] / "model.safetensors")
+    return build_model_with_cfg(
+        cls,
+        variant,
+        pretrained,
+        pretrained_filter_fn=filter_fn,
+        feature_cfg={"out_indices": (0, 1, 2), "feature_cls": "getter"},
+        **kwargs,
+    )
