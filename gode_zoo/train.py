@@ -147,6 +147,11 @@ def train(
         train_data, val_data = zoo_data.holdout(train_data, recipe.holdout, recipe.seed)
         val_data = val_data.to(device)
     train_data = train_data.to(device)
+    if train_data.classes != test_data.classes:
+        raise zoo_data.DataError(
+            f"{train_data.source} has classes {', '.join(train_data.classes)}, {test_data.source} has "
+            f"{', '.join(test_data.classes)}: both must have the same class folders"
+        )
     steps_per_epoch = (
         len(train_data) // recipe.batch_size if recipe.drop_last else -(-len(train_data) // recipe.batch_size)
     )
@@ -293,6 +298,9 @@ class _Run:
         self.batch = 0  # batches of the present epoch done
         self.step = 0  # updates done
         self.seconds = 0.0
+        self.sources: list[dict[str, Any]] = [
+            {"from_step": 0, "git": _git()}
+        ]  # the code that made it; a resumed run may have several
         self.history: list[dict[str, Any]] = []
         # sums over the present epoch, () on the device
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
@@ -322,6 +330,7 @@ class _Run:
             "batch": self.batch,
             "step": self.step,
             "seconds": self.seconds,
+            "sources": self.sources,
             "history": self.history,
             "sums": [self.loss_sum, self.correct, self.seen],
         }
@@ -348,6 +357,10 @@ class _Run:
             raise CheckpointError(f"{path}: does not fit the model as it is now: {error}") from error
         self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
         self.seconds, self.history = state["seconds"], state["history"]
+        now = self.sources[-1]["git"]  # of the code that goes on
+        self.sources = state["sources"]
+        if self.sources[-1]["git"] != now:
+            self.sources.append({"from_step": self.step, "git": now})
         for own, read in zip((self.loss_sum, self.correct, self.seen), state["sums"], strict=True):
             own.copy_(read)
         rng = state["rng"]
@@ -594,7 +607,8 @@ def _write_metrics(
         "wall_clock_seconds": round(run.seconds, 1),
         "sha256": hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest(),
         "recipe_sha256": recipe_sha256(recipe),
-        "git": _git(),
+        "git": run.sources[0]["git"],
+        "resumed_with": run.sources[1:],
         "hardware": _hardware(device),
         "versions": {
             "python": platform.python_version(),
