@@ -337,7 +337,7 @@ def _list_images(path: Path) -> tuple[_Samples, tuple[str, ...]]:
     what = f"it must hold one folder of images ({', '.join(get_img_extensions())}) a class"
     try:
         if path.is_dir():
-            reader = ReaderImageFolder(str(path))
+            reader: Any = ReaderImageFolder(str(path))
             class_to_idx = reader.class_to_idx
             files = [Path(name) for name, _ in reader.samples]
         else:

@@ -76,13 +76,13 @@ class SplineConvField(nn.Module):
         """The kernels of every row of the table, a tensor ``(S, C, C, 3, 3)`` for each convolution."""
         weights: list[Tensor] = []
         for conv in self.convs:
-            weights.append(conv.weights_at(table))
+            weights.append(conv.weights_at(table))  # type: ignore[operator]
         return weights
 
     def forward_stage(self, x: Tensor, weights: list[Tensor], stage: int) -> Tensor:
         """The field at time number ``stage``: ``(B, C, H, W)`` to the same."""
         for i, (norm, conv) in enumerate(zip(self.norms, self.convs)):  # noqa: B905 (TorchScript's zip has no strict)
-            x = conv.apply_weight(torch.relu(norm(x)), weights[i][stage])
+            x = conv.apply_weight(torch.relu(norm(x)), weights[i][stage])  # type: ignore[operator]
         return x
 
     @torch.jit.unused

@@ -27,7 +27,7 @@ def combine(table: Tensor, coeffs: Tensor) -> Tensor:
 
     Under autocast the product stays in the precision of the coefficients; what uses the weights casts them.
     """
-    if not torch.jit.is_scripting():  # on a line of its own: TorchScript then skips what stands under it
+    if not torch.jit.is_scripting():  # noqa: SIM102  (on a line of its own: TorchScript then skips what stands under it)
         if torch.is_autocast_enabled(table.device.type):
             with torch.autocast(table.device.type, enabled=False):
                 return _combine(table, coeffs)
@@ -225,7 +225,9 @@ class SplineGroupNorm(nn.Module):
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         """Normalise ``x (B, C, …)`` and apply the scale and shift of time ``t``."""
         row = time_row(self.basis, t)
-        return F.group_norm(x, self.num_groups, combine(row, self.coeffs)[0], combine(row, self.bias_coeffs)[0], self.eps)
+        return F.group_norm(
+            x, self.num_groups, combine(row, self.coeffs)[0], combine(row, self.bias_coeffs)[0], self.eps
+        )
 
     def extra_repr(self) -> str:
         return f"{self.num_groups}, {self.num_channels}, eps={self.eps}"

@@ -9,6 +9,7 @@ Shapes: x ``(B, …)``, S distinct stage times.
 """
 
 import functools
+import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -122,7 +123,7 @@ class ODEBlock(nn.Module):
             if not self.tabulated:
                 return torch.zeros(0)
             with torch.no_grad():
-                return self.field.tabulate(torch.tensor(self.times, dtype=torch.float64)).float()
+                return self.field.tabulate(torch.tensor(self.times, dtype=torch.float64)).float()  # type: ignore[operator]
 
     def _apply(self, fn: Any, recurse: bool = True) -> "ODEBlock":
         # The table is made anew in at least float32, so that neither a cast nor to_empty() rounds or loses it.
@@ -130,7 +131,7 @@ class ODEBlock(nn.Module):
         if self.tabulated:
             device, dtype = self.table.device, torch.promote_types(self.table.dtype, torch.float32)
             times = torch.tensor(self.times, dtype=torch.float64)
-            self.table = self.field.tabulate(times).to(device=device, dtype=dtype)
+            self.table = self.field.tabulate(times).to(device=device, dtype=dtype)  # type: ignore[operator]
         return self
 
     @torch.jit.ignore
@@ -154,7 +155,7 @@ class ODEBlock(nn.Module):
         return self._solve_called(x)
 
     def _solve_tabulated(self, x: Tensor) -> Tensor:
-        weights = self.field.stage_weights(self.table)
+        weights = self.field.stage_weights(self.table)  # type: ignore[operator]
         if not torch.jit.is_scripting():
             if self.sensitivity == "adjoint":
                 return _solve_adjoint(self, x)
@@ -172,7 +173,7 @@ class ODEBlock(nn.Module):
                 for j, a in enumerate(row):
                     if a != 0.0:
                         y = torch.add(y, slopes[j], alpha=step * a)
-                slopes.append(self.field.forward_stage(y, weights, self.stage_index[n][i]))
+                slopes.append(self.field.forward_stage(y, weights, self.stage_index[n][i]))  # type: ignore[operator]
             for i, b in enumerate(self.weights):
                 if b != 0.0:
                     x = torch.add(x, slopes[i], alpha=step * b)
@@ -223,7 +224,7 @@ def _stage_times(grid: Sequence[float], tableau: Tableau) -> tuple[list[float], 
     """Step sizes, the number of each stage's time, and the distinct times those numbers stand for."""
     numbers: dict[float, int] = {}
     sizes, index = [], []
-    for t0, t1 in zip(grid, grid[1:], strict=False):
+    for t0, t1 in itertools.pairwise(grid):
         times = [t1 if c == 1.0 else t0 + c * (t1 - t0) for c in tableau.c]
         index.append([numbers.setdefault(time, len(numbers)) for time in times])
         sizes.append(t1 - t0)
@@ -259,7 +260,9 @@ class _Adjoint(torch.autograd.Function):
                 x = x.detach().requires_grad_()
                 slope = block.field(t, x)
                 pulled = torch.autograd.grad(slope, (x, *parameters), adjoint, allow_unused=True)
-            parts = [torch.zeros_like(target) if g is None else g for g, target in zip(pulled, (x, *parameters), strict=True)]
+            parts = [
+                torch.zeros_like(target) if g is None else g for g, target in zip(pulled, (x, *parameters), strict=True)
+            ]
             return torch.cat([slope.detach().flatten(), *(-part.flatten() for part in parts)])
 
         zeros = [torch.zeros_like(p).flatten() for p in parameters]

@@ -12,6 +12,7 @@ tsit5 coefficients are those of Tsitouras, Computers & Mathematics with Applicat
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -238,7 +239,7 @@ def solve_fixed(field: Field, x: Tensor, grid: Sequence[float], tableau: Tableau
     ``field`` is called with ``t`` 0-d, in float64 for a float64 state and float32 otherwise.
     """
     time_dtype = torch.promote_types(x.dtype, torch.float32)
-    for t0, t1 in zip(grid, grid[1:], strict=False):
+    for t0, t1 in itertools.pairwise(grid):
         slopes: list[Tensor] = []
         for row, node in zip(tableau.a, tableau.c, strict=True):
             time = t1 if node == 1.0 else t0 + node * (t1 - t0)

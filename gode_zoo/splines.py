@@ -12,6 +12,7 @@ Source: de Boor, "A Practical Guide to Splines" (1978), chapters IX and X. The u
 Miao and Wu, "Neural Generalized Ordinary Differential Equations with Layer-Varying Parameters", section 3.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -72,7 +73,7 @@ def _check_knots(knots: Sequence[float], num_basis: int, degree: int, t_span: tu
         )
     if not all(map(math.isfinite, values)):
         raise ValueError(f"knots={values}: every knot must be finite")
-    for i, (left, right) in enumerate(zip(values, values[1:], strict=False)):
+    for i, (left, right) in enumerate(itertools.pairwise(values)):
         if right < left:
             raise ValueError(f"knots decrease at index {i + 1} ({left} then {right}): sort them, repeats are allowed")
     for i in range(num_basis):
@@ -217,7 +218,9 @@ class BSplineBasis(nn.Module):
         if order > self.degree:
             return torch.zeros(self.num_basis, self.num_basis, dtype=torch.float64)
         t0, t1 = self.t_span
-        breaks = torch.tensor(sorted({min(max(knot, t0), t1) for knot in (t0, *self.knot_values, t1)}), dtype=torch.float64)
+        breaks = torch.tensor(
+            sorted({min(max(knot, t0), t1) for knot in (t0, *self.knot_values, t1)}), dtype=torch.float64
+        )
         nodes, weights = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(self.degree + 1 - order))
         half = breaks.diff()[:, None] / 2
         times = (breaks[:-1, None] + half * (1 + nodes)).flatten()
@@ -237,4 +240,8 @@ class BSplineBasis(nn.Module):
 
 def _is_symbolic(t: Tensor) -> bool:
     """Whether ``t`` stands for values that cannot be looked at (meta, fake, or inside a functorch transform)."""
-    return t.is_meta or type(t) is not Tensor and not isinstance(t, nn.Parameter) or torch._C._functorch.is_functorch_wrapped_tensor(t)
+    return (
+        t.is_meta
+        or (type(t) is not Tensor and not isinstance(t, nn.Parameter))
+        or torch._C._functorch.is_functorch_wrapped_tensor(t)
+    )

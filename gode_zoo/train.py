@@ -139,7 +139,7 @@ def train(
             split=split,
             data_dir=data_dir,
             input_size=tuple(inputs["input_size"]),
-            num_classes=model.num_classes,
+            num_classes=model.num_classes,  # type: ignore[arg-type]
         )
 
     train_data, test_data, val_data = load("train"), load("test").to(device), None
@@ -418,12 +418,13 @@ def _read_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:
     return state
 
 
-def _refuse_used_folder(out: Path) -> None:
+def _refuse_used_folder(out: Path) -> dict[str, Any] | None:
     for name in ("checkpoint.pt", "train_log.csv", "metrics.json", "model.safetensors"):
         if (out / name).exists():
             raise CheckpointError(
                 f"{out} already holds a run ({name}): go on with it (--resume), or train into another folder"
             )
+    return None
 
 
 def _refuse_non_finite_loss(run: _Run, checkpoint: Path) -> None:
@@ -480,8 +481,8 @@ def _stop_signals() -> Iterator[list[str]]:
         for each, handler in before.items():
             signal.signal(each, handler)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, ask)
+    for which in (signal.SIGINT, signal.SIGTERM):
+        before[which] = signal.signal(which, ask)
     try:
         yield stop
     finally:

@@ -1,5 +1,6 @@
 """BSplineBasis against scipy.interpolate.BSpline."""
 
+import itertools
 import math
 
 import numpy as np
@@ -33,7 +34,11 @@ def scipy_basis(knots, degree: int, times, order: int = 0) -> np.ndarray:
 def knot_vectors(draw):
     degree = draw(st.integers(0, 5))
     num_basis = draw(st.integers(1, 9))
-    gaps = draw(st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.5, 1.0, 2.0]), min_size=num_basis + degree, max_size=num_basis + degree))
+    gaps = draw(
+        st.lists(
+            st.sampled_from([0.0, 0.1, 0.25, 0.5, 1.0, 2.0]), min_size=num_basis + degree, max_size=num_basis + degree
+        )
+    )
     knots = np.concatenate([[draw(st.floats(-2, 2))], gaps]).cumsum()
     if any(knots[i] == knots[i + degree + 1] for i in range(num_basis)):
         knots = knots[0] + np.arange(num_basis + degree + 1) * 0.37
@@ -46,7 +51,9 @@ def test_agrees_with_scipy_on_random_knots(vector, fractions):
     degree, num_basis, knots = vector
     span = (knots[0], knots[-1])
     basis = BSplineBasis(num_basis, degree, span, knots)
-    times = torch.tensor([min(span[0] + f * (span[1] - span[0]), np.nextafter(span[1], -9)) for f in fractions], dtype=torch.float64)
+    times = torch.tensor(
+        [min(span[0] + f * (span[1] - span[0]), np.nextafter(span[1], -9)) for f in fractions], dtype=torch.float64
+    )
     expected = scipy_basis(basis.knot_values, degree, times.numpy())
     np.testing.assert_allclose(basis(times).numpy(), expected, rtol=0, atol=1e-12)
 
@@ -107,7 +114,7 @@ def test_gram_agrees_with_fine_quadrature(degree, order, kind):
     nodes, weights = np.polynomial.legendre.leggauss(12)
     total = np.zeros((8, 8))
     if order <= degree:
-        for a, b in zip(edges, edges[1:], strict=False):
+        for a, b in itertools.pairwise(edges):
             values = scipy_basis(basis.knot_values, degree, a + (b - a) * (nodes + 1) / 2, order)
             total += values.T @ (weights[:, None] * (b - a) / 2 * values)
     np.testing.assert_allclose(gram.numpy(), total, rtol=1e-10, atol=1e-10)

@@ -90,7 +90,7 @@ class StemBlockHead(nn.Module):
         set_checkpointing = getattr(self.block, "set_checkpointing", None)
         if set_checkpointing is not None:
             set_checkpointing(enable)
-        self.grad_checkpointing = enable
+        self.grad_checkpointing = enable  # type: ignore[misc]
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -157,7 +157,7 @@ class StemBlockHead(nn.Module):
             self.block = nn.Identity()
             self.stem = self.stem[: 3 * (last + 1)]
         if prune_norm or last < 2:
-            self.norm, self.act = nn.Identity(), nn.Identity()
+            self.norm, self.act = nn.Identity(), nn.Identity()  # type: ignore[assignment]
         if prune_head:
             self.reset_classifier(0, "")
         return take

@@ -59,7 +59,9 @@ def verify_weights(file: Path) -> None:
     try:
         expected = json.loads(metrics.read_text())["sha256"]
     except (OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"{metrics}: cannot read the sha256 of {file.name} ({error!r}); install gode_zoo anew") from None
+        raise WeightsError(
+            f"{metrics}: cannot read the sha256 of {file.name} ({error!r}); install gode_zoo anew"
+        ) from None
     actual = hashlib.sha256(file.read_bytes()).hexdigest()
     if actual != expected:
         raise WeightsError(

@@ -45,7 +45,7 @@ class ResidualStack(nn.Module):
     @torch.jit.ignore
     def set_checkpointing(self, enable: bool = True) -> None:
         """Compute each block again in the backward pass, or not."""
-        self.checkpointing = enable
+        self.checkpointing = enable  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.checkpointing and not torch.jit.is_scripting():
