@@ -1,0 +1,220 @@
+"""Cards and tables say what metrics.json says, and a test fails when they do not."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from gode_zoo import cards
+
+ROOT = Path(__file__).resolve().parent.parent
+
+RECIPE = "model: gode_mnist_m4\ntag: modern\n"
+METRICS = {  # of no real model
+    "model": "gode_mnist_m4",
+    "tag": "modern",
+    "parameters": 428_042,
+    "dataset": "torch/mnist",
+    "split": "test",
+    "last": {"epoch": 6, "error": 12.34, "correct": 8766, "total": 10000},
+    "best": {"epoch": 5, "error": 12.0, "correct": 8800, "total": 10000, "selected_by": "test set: information only"},
+    "best_reason": None,
+    "seeds": [0],
+    "num_seeds": 1,
+    "model_args": {},
+    "solver": {"solver": "euler", "t_span": [0.0, 1.0], "sensitivity": "autograd", "num_steps": 20, "step_size": 0.05},
+    "epochs": 6,
+    "ema": False,
+    "wall_clock_seconds": 4321.0,
+    "sha256": hashlib.sha256(b"weights").hexdigest(),
+    "recipe_sha256": hashlib.sha256(RECIPE.encode()).hexdigest(),
+    "git": {"commit": "c0ffee", "dirty": True},
+    "hardware": {"device": "Some CPU", "cpu": "Some CPU", "cores": 2, "threads": 2},
+    "versions": {"python": "3.11.7", "torch": "2.15.0", "timm": "1.0.31", "gode_zoo": None},
+}
+CONFIG = {
+    "architecture": "gode_mnist_m4",
+    "num_classes": 10,
+    "label_names": [str(digit) for digit in range(10)],
+    "pretrained_cfg": {"tag": "modern", "input_size": [1, 28, 28], "mean": [0.0], "std": [1.0]},
+}
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A checkout with one model, whose cards were made."""
+    (tmp_path / "README.md").write_text(f"# head\n\n{cards.BEGIN}\nold\n{cards.END}\n\ntail\n")
+    publish(tmp_path, METRICS)
+    assert cards.main([], tmp_path) == 0
+    return tmp_path
+
+
+def publish(root: Path, metrics: dict, folder: str = "gode_mnist_m4.modern") -> Path:
+    out = root / "hub" / folder
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "metrics.json").write_text(json.dumps(metrics))
+    (out / "config.json").write_text(json.dumps(CONFIG))
+    (out / "recipe.yaml").write_text(RECIPE)
+    (out / "model.safetensors").write_bytes(b"weights")
+    return out
+
+
+def test_card_states_figures_and_provenance(root):
+    text = (root / "hub/gode_mnist_m4.modern/README.md").read_text()
+    for what in (
+        "12.34 % (1,234 wrong of 10,000)",  # last
+        "12.00 % (1,200 wrong of 10,000), epoch 5",  # best
+        "selected by the test set: information only",
+        "0.33 points",  # sqrt(0.8766 * 0.1234 / 10000)
+        "one, seed 0",
+        "428,042",
+        "euler, 20 steps of 0.05, t from 0 to 1",
+        "`c0ffee` with uncommitted changes",
+        "1 h 12 min",
+        METRICS["sha256"],
+        RECIPE.strip(),
+        'timm.create_model("gode_mnist_m4.modern", pretrained=True)',
+        "gode-zoo evaluate gode_mnist_m4.modern --check",
+        "limits",
+        "Yu, Duo and Miao, Hongyu and Wu, Hulin",
+    ):
+        assert what in text, what
+
+
+def test_card_has_the_metadata_that_the_hub_reads(root):
+    data = ModelCard.load(root / "hub/gode_mnist_m4.modern/README.md").data
+    assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "timm", "image-classification")
+    assert data.datasets == ["ylecun/mnist"] and data.metrics == ["accuracy"] and "neural-ode" in data.tags
+    (result,) = data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_split) == ("accuracy", 87.66, "test")
+
+
+def test_tables(root):
+    row = (
+        "| [gode_mnist_m4.modern](hub/gode_mnist_m4.modern/README.md) | MNIST | 12.34 ± 0.33 | 12.00 (epoch 5) "
+        "| 428,042 | euler, 20 steps of 0.05, t from 0 to 1 | 6 | 1 |"
+    )
+    assert row in (root / "MODEL_CARDS.md").read_text()
+    readme = (root / "README.md").read_text()
+    assert row in readme and "old" not in readme
+    assert readme.startswith("# head\n") and readme.endswith("\ntail\n")
+
+
+def test_a_best_epoch_and_other_facts_that_are_not_known_are_said_to_be_so(root):
+    changed = {"best": None, "best_reason": "nobody looked", "git": None, "solver": None}
+    out = publish(root, METRICS | changed)
+    assert cards.main([], root) == 0
+    text = (out / "README.md").read_text()
+    assert "not measured: nobody looked" in text and "| Commit | not recorded |" in text and "| Solver | none |" in text
+    assert "rk4" not in text and "neural-ode" not in ModelCard(text).data.tags
+    assert "| not measured |" in (root / "README.md").read_text()
+
+
+def test_held_out_best_adaptive_solver_and_gpu(root):
+    best = {"epoch": 3, "val_error": 1.5, "selected_by": "held-out split of the training set"}
+    solver = {"solver": "dopri5", "t_span": [0.0, 2.0], "sensitivity": "adjoint", "rtol": 1e-3, "atol": 1e-4}
+    hardware = {"device": "Some GPU", "cpu": "Some CPU", "cores": 2, "threads": 2}
+    out = publish(root, METRICS | {"best": best, "solver": solver, "hardware": hardware})
+    assert cards.main([], root) == 0
+    text = (out / "README.md").read_text()
+    assert "1.50 % of the held-out images, epoch 3; selected by the held-out split" in text
+    assert "dopri5, rtol 0.001, atol 0.0001, t from 0 to 2" in text and "Some GPU (host: Some CPU)" in text
+
+
+def test_writing_again_changes_nothing(root, capsys):
+    before = {path: path.read_bytes() for path in root.rglob("*.md")}
+    capsys.readouterr()
+    assert cards.main([], root) == 0
+    assert "current" in capsys.readouterr().out
+    assert before == {path: path.read_bytes() for path in root.rglob("*.md")}
+    assert cards.main(["--check"], root) == 0
+
+
+def test_check_names_the_files_after_a_changed_figure_and_writes_nothing(root, capsys):
+    publish(root, METRICS | {"last": {"epoch": 6, "error": 12.33, "correct": 8767, "total": 10000}})
+    before = {path: path.read_bytes() for path in root.rglob("*.md")}
+    assert cards.main(["--check"], root) == 1
+    error = capsys.readouterr().err
+    for name in ("README.md", "MODEL_CARDS.md", "hub/gode_mnist_m4.modern/README.md"):
+        assert f"{name}: is not what metrics.json says" in error
+    assert before == {path: path.read_bytes() for path in root.rglob("*.md")}
+
+
+@pytest.mark.parametrize("name", ["README.md", "MODEL_CARDS.md", "hub/gode_mnist_m4.modern/README.md"])
+def test_check_names_a_file_whose_figure_was_edited(root, capsys, name):
+    path = root / name
+    path.write_text(path.read_text().replace("12.34", "2.34"))
+    assert cards.main(["--check"], root) == 1
+    error = capsys.readouterr().err
+    assert error.count("is not what metrics.json says") == 1 and error.startswith(f"{name}:")
+
+
+def test_no_weights_at_all(root, capsys):
+    shutil.rmtree(root / "hub")
+    assert cards.main(["--check"], root) == 1
+    assert cards.main([], root) == 0 and cards.main(["--check"], root) == 0
+    assert "No weights are published yet." in (root / "README.md").read_text()
+    assert "No weights are published yet." in (root / "MODEL_CARDS.md").read_text()
+
+
+def test_a_card_that_lost_its_model_is_named(root, capsys):
+    (root / "hub/gode_mnist_m4.modern/metrics.json").unlink()
+    assert cards.main([], root) == 1
+    assert "a card without metrics.json" in capsys.readouterr().err
+
+
+def broken(name: str, content: bytes | None):
+    def act(out: Path) -> None:
+        (out / name).unlink() if content is None else (out / name).write_bytes(content)
+
+    return act
+
+
+def without(key: str):
+    return lambda out: (out / "metrics.json").write_text(json.dumps({k: v for k, v in METRICS.items() if k != key}))
+
+
+def contradictory(out: Path) -> None:
+    (out / "metrics.json").write_text(json.dumps(METRICS | {"last": METRICS["last"] | {"error": 1.0}}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (broken("model.safetensors", b"other"), "model.safetensors: sha256 is"),
+        (broken("recipe.yaml", b"other: 1\n"), "recipe.yaml: sha256 is"),
+        (broken("config.json", None), "config.json: No such file"),
+        (broken("metrics.json", b"{"), "not valid JSON"),
+        (without("hardware"), "has no 'hardware'"),
+        (without("last"), "has no 'last'"),
+        (contradictory, "last.error = 1.0, but 8766 correct of 10000 are an error of 12.3400 %"),
+        (lambda out: out.rename(out.parent / "other.modern"), "is about gode_mnist_m4.modern"),
+    ],
+)
+def test_no_card_from_a_folder_that_contradicts_itself(root, capsys, damage, message):
+    damage(root / "hub/gode_mnist_m4.modern")
+    capsys.readouterr()
+    assert cards.main([], root) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_readme_without_markers_and_a_folder_that_is_no_checkout(root, tmp_path_factory, capsys):
+    (root / "README.md").write_text("# nothing\n")
+    assert cards.main([], root) == 1
+    assert cards.BEGIN in capsys.readouterr().err
+    assert cards.main([], tmp_path_factory.mktemp("empty")) == 1
+    assert "not in an installed package" in capsys.readouterr().err
+
+
+def test_the_cards_of_this_repository_are_current(capsys):
+    status = cards.main(["--check"], ROOT)
+    assert status == 0, capsys.readouterr().err
+
+
+def test_recipes_in_the_cards_are_yaml():
+    for entry in cards.read_hub(ROOT / "hub"):
+        assert yaml.safe_load(entry.recipe)["model"] == entry.metrics["model"]
