@@ -1,14 +1,27 @@
-"""Evaluation: a model's error on a test set, to be held against the figure published with its weights."""
+"""Evaluation: a model's error on its test set, beside the figure published with its weights.
+
+result = evaluate("gode_mnist_m4")
+result.measured.error, result.reported.error, result.agrees
+"""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+from timm.data.model_config import resolve_input_data_config
 from torch import nn
 
 from . import data as zoo_data
+from .models._pretrained import WeightsError, find_weights, verify_weights
+
+__all__ = ["TOLERANCE", "Evaluation", "Score", "count_correct", "evaluate", "load_published"]
+
+TOLERANCE = 0.02  # points of error by which another machine's rounding may move a measurement
 
 
 @dataclass(frozen=True)
@@ -42,3 +55,80 @@ def count_correct(
             logits = model(zoo_data.normalize(images, mean, std))
             correct += (logits.argmax(dim=1) == labels).sum()
     return Score(int(correct.item()), len(data))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured beside what was reported, on the test set of `dataset`."""
+
+    name: str
+    dataset: str
+    reported: Score
+    measured: Score
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the errors differ by at most `TOLERANCE` points, and both are of as many images."""
+        same_size = self.measured.total == self.reported.total
+        return same_size and abs(self.measured.error - self.reported.error) <= TOLERANCE + 1e-9
+
+
+def load_published(name: str) -> tuple[nn.Module, Path]:
+    """A published model and the folder of its weights, whose sha256 was checked.
+
+    Arguments:
+        name: `arch`, whose default weights are meant, `arch.tag`, or the folder of a finished run.
+
+    Raises:
+        WeightsError: no such weights, or not those that were published.
+    """
+    if Path(name).is_dir():
+        folder = Path(name)
+        if not (folder / "model.safetensors").is_file():
+            raise WeightsError(f"{folder}: has no model.safetensors: give the folder of a finished run")
+        verify_weights(folder / "model.safetensors")
+        return timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval(), folder
+    arch, _, tag = name.partition(".")
+    if not tag and timm.is_model(arch):
+        tag = timm.get_pretrained_cfg_value(arch, "tag") or ""
+    folder = find_weights(arch, tag)
+    return timm.create_model(f"{arch}.{tag}", pretrained=True).eval(), folder
+
+
+def evaluate(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    device: str | torch.device | None = None,
+    batch_size: int = 250,
+) -> Evaluation:
+    """Measure a published model's error anew.
+
+    Arguments:
+        name: as `load_published` takes it.
+        data_dir: where datasets are kept.
+        device: default CUDA where there is one, else the CPU.
+        batch_size: images at a time.
+
+    Raises:
+        WeightsError: no such weights, or not those that were published.
+        DataError: the dataset is missing or broken.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size = {batch_size} must be 1 or more")
+    model, folder = load_published(name)
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    inputs = resolve_input_data_config(model=model)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    data = zoo_data.load_dataset(
+        metrics["dataset"],
+        "test",
+        data_dir=data_dir,
+        input_size=tuple(inputs["input_size"]),
+        num_classes=model.num_classes,  # type: ignore[arg-type]
+    )
+    measured = count_correct(model.to(device), data.to(device), inputs["mean"], inputs["std"], batch_size=batch_size)
+    last = metrics["last"]
+    return Evaluation(
+        f"{metrics['model']}.{metrics['tag']}", metrics["dataset"], Score(last["correct"], last["total"]), measured
+    )

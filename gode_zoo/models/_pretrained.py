@@ -37,7 +37,8 @@ def find_weights(arch: str, tag: str) -> Path:
     known = {(known_arch, known_tag): folder for known_arch, known_tag, folder in list_weights()}
     if (arch, tag) not in known:
         names = ", ".join(".".join(name) for name in known) or "none"
-        raise WeightsError(f"no bundled weights {arch}.{tag}: bundled are {names}")
+        asked = f"{arch}.{tag}".rstrip(".")
+        raise WeightsError(f"no bundled weights {asked}: bundled are {names}")
     return known[arch, tag]
 
 

@@ -1,0 +1,52 @@
+"""A tiny dataset and recipe, for tests of training, evaluation and the command line."""
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """No test reads or writes the user's cache of decoded images (the real datasets' is shared within a session)."""
+    monkeypatch.setenv("GODE_ZOO_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def digits(tmp_path):
+    """A folder with splits train and test of two classes of grey 28×28 images: bright above, bright below."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 5)):
+        for label in ("above", "below"):
+            folder = tmp_path / "digits" / split / label
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(0, 80, (28, 28), dtype=np.uint8)
+                pixels[:14] += 150 * (label == "above")
+                pixels[14:] += 150 * (label == "below")
+                Image.fromarray(pixels).save(folder / f"{i:02d}.png")
+    return tmp_path / "digits"
+
+
+@pytest.fixture
+def recipe_dict(digits):
+    """A recipe of two epochs of three steps on `digits`."""
+    return {
+        "model": "stem_mnist",
+        "tag": "tiny",
+        "model_args": {"num_classes": 2},
+        "dataset": str(digits),
+        "epochs": 2,
+        "batch_size": 8,
+        "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4},
+        "schedule": {"name": "onecycle", "warmup": 0.3},
+        "augment": {"crop_padding": 2, "flip": True},
+        "log_test": True,
+    }
+
+
+@pytest.fixture
+def recipe_file(recipe_dict, tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe_dict))
+    return path
