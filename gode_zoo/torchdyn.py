@@ -217,7 +217,7 @@ class NeuralODE(torchdyn.core.NeuralODE):
                     f"solver_adjoint={solver_adjoint!r} with solver={solver!r}: a fixed-grid adjoint needs the grid of a "
                     "fixed-grid solver; use dopri5 or tsit5 for the adjoint"
                 )
-            adjoint_tolerances = _tolerances(
+            adjoint_tolerances = _tolerances(  # type: ignore[assignment]
                 fixed_adjoint,
                 "solver_adjoint",
                 solver_adjoint or solver,
@@ -313,7 +313,9 @@ class NeuralODE(torchdyn.core.NeuralODE):
                 "(t0, t1) to cut up, or drop num_steps and step_size and pass the grid itself"
             )
         if times.requires_grad:
-            raise ValueError("t_span requires a gradient with num_steps or step_size: drop those and pass the grid itself")
+            raise ValueError(
+                "t_span requires a gradient with num_steps or step_size: drop those and pass the grid itself"
+            )
         sign = _direction(times)
         grid = fixed_grid([sign * time for time in times.tolist()], self.step_size, self.num_steps)
         # In float64 (where the device has it), so that the times meet the knots of the basis when both are rounded.
@@ -343,7 +345,9 @@ class NeuralODE(torchdyn.core.NeuralODE):
         else:
             if args or times.requires_grad:
                 what = f"args={args!r}" if args else "a t_span that requires a gradient"
-                raise ValueError(f'{what} with sensitivity={self.sensitivity!r}: gets no gradient there; use "autograd"')
+                raise ValueError(
+                    f'{what} with sensitivity={self.sensitivity!r}: gets no gradient there; use "autograd"'
+                )
             parameters = [p for p in self.vf.parameters() if p.requires_grad]
             if torch.is_grad_enabled() and (parameters or x.requires_grad):
                 solution = _Adjoint.apply(self, times, x, *parameters)
@@ -374,7 +378,9 @@ class NeuralODE(torchdyn.core.NeuralODE):
         """The augmented state at ``t1``; the error estimate looks at its first ``norm_size`` values under ``seminorm``."""
         times = torch.stack([t0, t1])
         size = norm_size if self.seminorm else None
-        return _integrate(f, state, times, self.solver_adjoint, self.atol_adjoint, self.rtol_adjoint, norm_size=size)[1][-1]
+        return _integrate(f, state, times, self.solver_adjoint, self.atol_adjoint, self.rtol_adjoint, norm_size=size)[
+            1
+        ][-1]
 
 
 class _Adjoint(torch.autograd.Function):
@@ -489,11 +495,11 @@ def _integrate(
         slope = f((sign * s).clamp(low, high).to(dtype), state)
         return slope if sign > 0 else -slope
 
-    x, s = solver.sync_device_dtype(x, sign * times.to(torch.promote_types(times.dtype, dtype)))
+    x, s = solver.sync_device_dtype(x, sign * times.to(torch.promote_types(times.dtype, dtype)))  # type: ignore[operator]
     if _is_fixed(solver):
         states = [x]
         for start, step in zip(s[:-1], s.diff(), strict=True):
-            x = solver.step(field, x, start, step)[1]
+            x = solver.step(field, x, start, step)[1]  # type: ignore[operator]
             states.append(x)
         return times, torch.stack(states), torch.arange(len(times), device=times.device)
     nodes, states, index = [s[0]], [x], [0]
@@ -509,7 +515,7 @@ def _integrate(
                     f"{solver}: the step fell to {float(used):.3g} at t={sign * float(t):.6g}: the state is not finite, "
                     f"or atol={atol} and rtol={rtol} are too tight for {x.dtype}"
                 )
-            new_slope, new_x, error, _ = solver.step(field, x, t, used, k1=first)
+            new_slope, new_x, error, _ = solver.step(field, x, t, used, k1=first)  # type: ignore[operator]
             with torch.no_grad():
                 scale = atol + rtol * torch.maximum(x.abs(), new_x.abs())
                 ratio = float(hairer_norm((error / scale)[:norm_size] if norm_size else error / scale))
@@ -530,10 +536,10 @@ def _integrate(
 
 def _factor(solver: nn.Module, ratio: float) -> float:
     """What the step is multiplied by after an error ``ratio``, with torchdyn's limits."""
-    least, most = (1.0 if ratio <= 1 else float(solver.min_factor)), float(solver.max_factor)
+    least, most = (1.0 if ratio <= 1 else float(solver.min_factor)), float(solver.max_factor)  # type: ignore[arg-type]
     if ratio == 0:
         return most
-    return min(most, max(least, float(solver.safety) * ratio ** (-1 / solver.order))) if math.isfinite(ratio) else least
+    return min(most, max(least, float(solver.safety) * ratio ** (-1 / solver.order))) if math.isfinite(ratio) else least  # type: ignore[arg-type, operator, return-value]
 
 
 def _is_fixed(solver: nn.Module) -> bool:
@@ -560,7 +566,9 @@ def _check_times(t_span: Sequence[float] | Tensor) -> Tensor:
 def _tolerances(fixed: bool, name: str, solver: Any, default: float, **given: float | None) -> tuple[float, ...]:
     for key, value in given.items():
         if value is not None and fixed:
-            raise ValueError(f"{key}={value} with {name}={solver!r}, which steps on a fixed grid: drop it, or use dopri5")
+            raise ValueError(
+                f"{key}={value} with {name}={solver!r}, which steps on a fixed grid: drop it, or use dopri5"
+            )
         if value is not None and not (math.isfinite(value) and value > 0):
             raise ValueError(f"{key}={value!r}: must be positive and finite")
     return tuple(default if value is None else float(value) for value in given.values())
