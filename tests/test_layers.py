@@ -1,0 +1,124 @@
+"""Spline layers equal the plain ones with weights combined by hand, with scipy's B-splines."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.interpolate import BSpline
+from torch.nn import functional as F
+
+from gode_zoo import BSplineBasis, SplineConv2d, SplineGroupNorm, SplineLinear
+from gode_zoo.layers import combine
+
+TIMES = [0.0, 0.13, 0.5, 0.99, 1.0]
+
+
+def at(coeffs, basis, t):
+    """Σ_i B_i(t) ξ_i by scipy."""
+    m, k = basis.num_basis, basis.degree
+    values = np.stack([BSpline(np.asarray(basis.knot_values), row, k)(t) for row in np.eye(m)])
+    return torch.tensordot(coeffs.detach(), torch.from_numpy(np.nan_to_num(values)), dims=([-1], [0]))
+
+
+def filled(layer):
+    generator = torch.Generator().manual_seed(0)
+    for p in layer.parameters():
+        p.data.normal_(generator=generator)
+    return layer.double()
+
+
+def state(*shape):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def clamped(m=5, degree=2):
+    return BSplineBasis(m, degree, knots="clamped")
+
+
+@pytest.mark.parametrize("t", TIMES)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"stride": 2, "padding": 1}, {"dilation": (1, 2), "padding": (0, 2)}, {"groups": 2}, {"bias": False}],
+    ids=str,
+)
+def test_convolution(options, t):
+    layer = filled(SplineConv2d(4, 6, (3, 2), clamped(), **options))
+    x = state(2, 4, 7, 8)
+    plain = {k: v for k, v in options.items() if k != "bias"}
+    bias = None if layer.bias_coeffs is None else at(layer.bias_coeffs, layer.basis, t)
+    expected = F.conv2d(x, at(layer.coeffs, layer.basis, t), bias, **plain)
+    torch.testing.assert_close(layer(torch.tensor(t, dtype=torch.float64), x), expected, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("t", TIMES)
+def test_linear_and_norm(t):
+    time = torch.tensor([t], dtype=torch.float64)
+    linear, norm = filled(SplineLinear(4, 3, clamped())), filled(SplineGroupNorm(2, 4, clamped()))
+    x = state(5, 4)
+    expected = F.linear(x, at(linear.coeffs, linear.basis, t), at(linear.bias_coeffs, linear.basis, t))
+    torch.testing.assert_close(linear(time, x), expected, atol=1e-12, rtol=1e-12)
+    x = state(2, 4, 3, 3)
+    expected = F.group_norm(x, 2, at(norm.coeffs, norm.basis, t), at(norm.bias_coeffs, norm.basis, t), norm.eps)
+    torch.testing.assert_close(norm(time, x), expected, atol=1e-12, rtol=1e-12)
+
+
+def test_gradients_also_in_t():
+    layer = filled(SplineConv2d(2, 2, 3, clamped(degree=3)))
+    t = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, (t, state(1, 2, 4, 4).requires_grad_()))
+    coeffs = layer.coeffs.detach().clone().requires_grad_()
+
+    def with_coeffs(values):
+        return torch.func.functional_call(layer, {"coeffs": values}, (t.detach(), state(1, 2, 4, 4)))
+
+    assert torch.autograd.gradcheck(with_coeffs, (coeffs,))
+
+
+def test_one_constant_basis_function_is_the_plain_layer():
+    torch.manual_seed(0)
+    layer = SplineConv2d(3, 4, 3, BSplineBasis(1, 0), padding=1)
+    x = torch.randn(2, 3, 5, 5)
+    for t in (0.0, 0.7):
+        expected = F.conv2d(x, layer.coeffs[..., 0], layer.bias_coeffs[..., 0], padding=1)
+        torch.testing.assert_close(layer(torch.tensor(t), x), expected)
+
+
+@pytest.mark.parametrize("m", [2, 8])
+def test_initialisation_counts_m_in_the_fan_in(m):
+    torch.manual_seed(0)
+    coeffs = SplineConv2d(64, 64, 3, BSplineBasis(m, 1), bias=False).coeffs
+    bound = (1.5 / (576 * m)) ** 0.5
+    assert coeffs.abs().max() <= bound and coeffs.abs().max() > 0.999 * bound
+    assert coeffs.std().item() == pytest.approx(bound / 3**0.5, rel=0.01)
+
+
+def test_a_norm_starts_as_a_plain_norm_where_the_basis_sums_to_one():
+    norm, x = SplineGroupNorm(2, 4, clamped()), torch.randn(2, 4, 3, 3)
+    torch.testing.assert_close(norm(torch.tensor(0.3), x), F.group_norm(x, 2))
+
+
+def test_weights_are_combined_in_full_precision_under_autocast():
+    layer = SplineLinear(64, 64, clamped())
+    row = layer.basis(torch.tensor([0.37]))
+    exact = torch.tensordot(row, layer.coeffs, dims=([1], [-1]))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(combine(row, layer.coeffs), exact)
+        assert layer(torch.tensor(0.37), torch.randn(2, 64)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda b: SplineConv2d(4, 6, 3, b, groups=4), "groups=4"),
+        (lambda b: SplineConv2d(0, 6, 3, b), "in_channels=0"),
+        (lambda b: SplineConv2d(4, 6, 0, b), "kernel_size=0.*at least 1"),
+        (lambda b: SplineConv2d(4, 6, (3, 3, 3), b), "one integer or two"),
+        (lambda b: SplineConv2d(4, 6, 3, b, stride=0), "stride=0"),
+        (lambda b: SplineConv2d(4, 6, 3, b, padding=-1), "padding=-1"),
+        (lambda b: SplineLinear(0, 3, b), "in_features=0"),
+        (lambda b: SplineGroupNorm(3, 4, b), "num_groups=3"),
+        (lambda b: SplineLinear(2, 3, b)(torch.zeros(2), torch.zeros(1, 2)), r"shape \(2,\).*one time"),
+    ],
+)
+def test_bad_sizes_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make(clamped())
