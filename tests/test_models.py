@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 
+import onnxruntime
 import pytest
 import timm
 import torch
@@ -151,6 +152,20 @@ def test_copies_and_moving_averages(name):
             p.add_(1.0)
         average.update(model, step=1)
         assert not torch.equal(average.module(x), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_needs_standard_operators_only_and_any_batch(tmp_path):
+    model = create("gode_cifar10_m8", exportable=True).eval()
+    batch = torch.export.Dim("batch")
+    program = torch.onnx.export(model, (image(model),), dynamo=True, dynamic_shapes=({0: batch},), verbose=False)
+    assert {node.domain for node in program.model.graph} <= {"", "ai.onnx"}
+    program.save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    x = image(model, batch=3)
+    (logits,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert torch.allclose(torch.from_numpy(logits), model(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)
