@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .layers import SplineConv2d, combine, time_row
+from .layers import SplineConv2d, combine, keeping_layout, time_row
 from .splines import BSplineBasis
 
 __all__ = ["ConcatConvField", "LiftedField", "SplineConvField", "lift"]
@@ -176,6 +176,9 @@ class LiftedField(nn.Module):
         self.buffer_names = tuple(name for name, _ in module.named_buffers())
         for i, (_, value) in enumerate(module.named_buffers()):
             self.register_buffer(f"buffer_{i}", value.detach().clone())
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "LiftedField":
+        return super()._apply(keeping_layout(fn), recurse)
 
     def tabulate(self, times: Tensor) -> Tensor:
         """Basis values of every time: ``(S,)`` to ``(S, m)``."""

@@ -11,7 +11,8 @@ Shapes: x ``(B, C, H, W)`` or ``(B, C)``; t 0-d or ``(1,)``; table ``(S, m)``.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 
 from .splines import BSplineBasis
 
-__all__ = ["SplineConv2d", "SplineGroupNorm", "SplineLinear", "combine", "time_row"]
+__all__ = ["SplineConv2d", "SplineGroupNorm", "SplineLinear", "combine", "keeping_layout", "time_row"]
 
 
 def combine(table: Tensor, coeffs: Tensor) -> Tensor:
@@ -47,6 +48,19 @@ def time_row(basis: BSplineBasis, t: Tensor) -> Tensor:
     if t.numel() != 1:
         raise ValueError(f"t has shape {tuple(t.shape)}: a layer takes one time, 0-d or (1,)")
     return basis(t.reshape(1))
+
+
+def keeping_layout(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What ``nn.Module._apply`` does to each tensor, but without a change of the memory format of 5-d coefficients.
+
+    ``model.to(memory_format=torch.channels_last)`` converts tensors of 4 and 5 dimensions and is refused by those of 5,
+    which the coefficients of a kernel ``(out, in, kH, kW, m)`` are. They stay contiguous; images and states are converted.
+    """
+
+    def convert(tensor: Tensor) -> Tensor:
+        return fn(tensor.flatten(3)).contiguous().view(tensor.shape) if tensor.dim() == 5 else fn(tensor)
+
+    return convert
 
 
 def _init_coeffs(coeffs: Tensor) -> None:
@@ -112,6 +126,9 @@ class SplineConv2d(nn.Module):
         else:
             self.register_parameter("bias_coeffs", None)
         self.reset_parameters()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "SplineConv2d":
+        return super()._apply(keeping_layout(fn), recurse)
 
     def reset_parameters(self) -> None:
         """Draw the coefficients anew by the paper's initialisation."""

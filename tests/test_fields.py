@@ -62,6 +62,7 @@ def test_lift(name):
     field = lift(module, basis).eval()
     for t in (0.0, 0.4, 1.0):  # the coefficients start equal, and the basis sums to one
         torch.testing.assert_close(field(torch.tensor(t), X), module(X), atol=1e-5, rtol=1e-5)
+    field.to(memory_format=torch.channels_last)
     randomise(field)
     row = basis(torch.tensor(0.4))
     values = {n: c @ row for (n, _), c in zip(module.named_parameters(), field.coeffs, strict=True)}

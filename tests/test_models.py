@@ -95,6 +95,24 @@ def test_features_and_intermediates(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_channels_last(name):
+    model = create(name)
+    x = image(model)
+    expected = model(x)
+    expected.square().mean().backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    model.to(memory_format=torch.channels_last)  # timm's --channels-last
+    state = model.forward_features(x.contiguous(memory_format=torch.channels_last))
+    assert state.is_contiguous(memory_format=torch.channels_last)
+    got = model.forward_head(state)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+    got.square().mean().backward()
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_torchscript_and_fx(name):
     model = create(name).eval()
     x = image(model)
