@@ -627,7 +627,7 @@ def _solving(model: nn.Module) -> dict[str, Any] | None:
         if isinstance(block, ODEBlock):
             span = {"solver": block.solver, "t_span": list(block.t_span), "sensitivity": block.sensitivity}
             if block.fixed:
-                return span | {"num_steps": len(block.step_sizes), "step_size": max(block.step_sizes)}
+                return span | {"num_steps": len(block.step_sizes), "step_size": round(max(block.step_sizes), 12)}
             return span | {"rtol": block.rtol, "atol": block.atol}
     return None
 
