@@ -1,4 +1,4 @@
-"""The command line: one thin command a verb. What a command does lies in the module of its name."""
+"""The command line: one thin command a verb. What a command does lies in the module of its name (`list`: listing.py)."""
 
 from __future__ import annotations
 
@@ -60,28 +60,12 @@ def _options(
 @app.command("list")
 def list_models() -> None:
     """List the models, and the error of those that have weights."""
-    import json
-
-    import timm
-
-    from .models._pretrained import list_weights
+    from .listing import list_zoo
 
     table = Table("model", "weights", "parameters", "dataset", "test error %")
-    published = {(arch, tag): folder for arch, tag, folder in list_weights()}
-    for module in ("gode", "odenet", "resnet"):
-        for arch in sorted(
-            name for name in timm.list_models() if timm.model_entrypoint(name).__module__ == f"gode_zoo.models.{module}"
-        ):
-            parameters = f"{sum(p.numel() for p in timm.create_model(arch, device='meta').parameters()):,}"
-            rows = [
-                (tag, json.loads((f / "metrics.json").read_text("utf-8")))
-                for (a, tag), f in published.items()
-                if a == arch
-            ]
-            for tag, metrics in rows:
-                table.add_row(arch, tag, parameters, metrics["dataset"], f"{metrics['last']['error']:.2f}")
-            if not rows:
-                table.add_row(arch, "-", parameters, "-", "-")
+    for m in list_zoo():
+        error = "-" if m.error is None else f"{m.error:.2f}"
+        table.add_row(m.arch, m.tag or "-", f"{m.num_parameters:,}", m.dataset or "-", error)
     Console().print(table)
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 __all__ = ["WeightsError", "find_weights", "list_weights", "verify_weights", "weights_file"]
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-_ROOTS = (_PACKAGE / "hub", _PACKAGE.parent / "hub")
+_CHECKOUT = _PACKAGE.parent
+# Beside an installed package a folder `hub` would be somebody else's.
+_ROOTS = (_PACKAGE / "hub", *((_CHECKOUT / "hub",) if (_CHECKOUT / "pyproject.toml").is_file() else ()))
 
 
 class WeightsError(RuntimeError):
