@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -118,7 +119,7 @@ def evaluate(
     if not names:
         raise ValueError("no weights are bundled: nothing to evaluate")
     results = [measure(name, data_dir=data_dir, device=device) for name in names]
-    table = Table("model", "dataset", "images", "reported error %", "measured error %", "")
+    table = Table("model", "dataset", "images", "reported", "measured", "", title="Test error, %", box=SIMPLE)
     for r in results:
         verdict = "[green]agrees[/]" if r.agrees else "[red]differs[/]"
         errors = (f"{r.reported.error:.2f}", f"{r.measured.error:.2f}")
