@@ -119,7 +119,9 @@ def evaluate(
     if not names:
         raise ValueError("no weights are bundled: nothing to evaluate")
     results = [measure(name, data_dir=data_dir, device=device) for name in names]
-    table = Table("model", "dataset", "images", "reported", "measured", "", title="Test error, %", box=SIMPLE, pad_edge=False)
+    table = Table(
+        "model", "dataset", "images", "reported", "measured", "", title="Test error, %", box=SIMPLE, pad_edge=False
+    )
     for r in results:
         verdict = "[green]agrees[/]" if r.agrees else "[red]differs[/]"
         errors = (f"{r.reported.error:.2f}", f"{r.measured.error:.2f}")
