@@ -101,7 +101,7 @@ def run(
 ) -> Iterator[Row]:
     """Measure, yielding each comparison when it is done.
 
-    Arguments:
+    Args:
         model: a GODE model with a fixed grid of Euler steps.
         repeats: interleaved repeats of an inference; a training step is repeated a quarter as often.
         batch_size: of the training step.

@@ -99,7 +99,7 @@ def load_dataset(
 ) -> ImageData:
     """Load a split as uint8 tensors on the CPU.
 
-    Arguments:
+    Args:
         name: `torch/mnist`, `torch/cifar10`, another `torch/…` or `hfds/…` name of timm's, or the path of a folder or tar.
         split: `train` or `test`.
         data_dir: where datasets are kept; nowhere else is looked then.

@@ -76,7 +76,7 @@ class Evaluation:
 def load_published(name: str) -> tuple[nn.Module, Path]:
     """A published model and the folder of its weights, whose sha256 was checked.
 
-    Arguments:
+    Args:
         name: `arch`, whose default weights are meant, `arch.tag`, or the folder of a finished run.
 
     Raises:
@@ -104,7 +104,7 @@ def evaluate(
 ) -> Evaluation:
     """Measure a published model's error anew.
 
-    Arguments:
+    Args:
         name: as `load_published` takes it.
         data_dir: where datasets are kept.
         device: default CUDA where there is one, else the CPU.

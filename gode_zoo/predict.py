@@ -24,7 +24,7 @@ __all__ = ["predict"]
 def predict(name: str, images: Sequence[str | Path], topk: int = 5) -> list[list[tuple[str, float]]]:
     """Classify image files.
 
-    Arguments:
+    Args:
         name: `arch`, `arch.tag`, or the folder of a finished run.
         images: image files.
         topk: how many classes to give of each image; all, where the model has fewer.

@@ -7,28 +7,14 @@ Nothing is selected: the weights of the last epoch are published. With `holdout`
 named beside it. The test set is read once, after the last epoch, unless the recipe says `log_test`, and then its
 per-epoch figures are information only.
 
-What a run leaves in its folder, which is then a Hub repository in timm's format:
-    recipe.yaml        the recipe with every default written out
-    train_log.csv      one row an epoch
-    checkpoint.pt      where to go on from (model, optimiser, schedule, EMA, random generators, position in the data)
-    model.safetensors, config.json    the weights (of the moving average, where there is one), as timm loads them
-    metrics.json       errors and how they were obtained
+`run_folder.py` says what a run leaves in its folder, which is then a Hub repository in timm's format.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import importlib.metadata
-import io
-import json
 import logging
 import math
-import os
-import platform
 import signal
-import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,12 +22,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 import timm
 import torch
 from timm.data.model_config import resolve_input_data_config
-from timm.models import save_for_hf
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -49,20 +34,27 @@ from torch.nn import functional as F
 
 from . import data as zoo_data
 from .evaluate import Score, count_correct
-from .ode_block import ODEBlock
 from .recipes import Recipe, learning_rate
+from .run_folder import (
+    CHECKPOINT_FORMAT,
+    LOG_COLUMNS,
+    CheckpointError,
+    atomic_write,
+    best_epoch,
+    read_checkpoint,
+    recipe_sha256,
+    refuse_used_folder,
+    save_weights,
+    source_revision,
+    write_log,
+    write_metrics,
+)
 
 __all__ = ["CheckpointError", "NonFiniteLossError", "TrainResult", "TrainingInterrupted", "train"]
 
 _logger = logging.getLogger(__name__)
 
-_FORMAT = 1  # of checkpoint.pt
-_LOG_COLUMNS = ("epoch", "step", "lr", "train_loss", "train_acc", "val_error", "test_error", "seconds")
 _SHOW_EVERY = 20  # steps between looks at the running sums; on a GPU each look waits for the device
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, damaged or of another run, or a folder that already holds a run."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -103,7 +95,7 @@ def train(
 ) -> TrainResult:
     """Train as `recipe` says and leave a Hub folder in `out_dir`.
 
-    Arguments:
+    Args:
         recipe: from `load_recipe`.
         out_dir: made if need be; a folder that already holds a run is refused unless `resume`.
         data_dir: where datasets are kept.
@@ -122,7 +114,9 @@ def train(
         raise ValueError(f"max_steps = {max_steps} must be 1 or more, or None for the whole recipe")
     out = Path(out_dir)
     checkpoint_path = out / "checkpoint.pt"
-    saved = _read_checkpoint(checkpoint_path, recipe) if resume else _refuse_used_folder(out)
+    saved = read_checkpoint(checkpoint_path, recipe) if resume else None
+    if not resume:
+        refuse_used_folder(out)
     started = time.monotonic()
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
@@ -192,7 +186,7 @@ def train(
         atomic_write(checkpoint_path, lambda file: torch.save(state, file))
 
     if resume:
-        _write_log(out / "train_log.csv", run.history)  # without the rows after the checkpoint
+        write_log(out / "train_log.csv", run.history)  # without the rows after the checkpoint
     seconds_before, last_save, first_step = run.seconds, time.monotonic(), run.step
     forward: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False) if recipe.compile else model
     bf16 = recipe.amp == "bf16"
@@ -258,19 +252,19 @@ def train(
                 row |= {"test_error": test.error, "test_correct": test.correct, "test_total": test.total}
             row["seconds"] = round(seconds_before + time.monotonic() - started, 1)
             run.history.append(row)
-            _write_log(out / "train_log.csv", run.history)
+            write_log(out / "train_log.csv", run.history)
             run.epoch, run.batch = epoch + 1, 0
             save()
             last_save = time.monotonic()
-            _logger.info("%s", "  ".join(f"{key} {row[key]:.6g}" for key in _LOG_COLUMNS if key in row))
+            _logger.info("%s", "  ".join(f"{key} {row[key]:.6g}" for key in LOG_COLUMNS if key in row))
             if stop and epoch + 1 < recipe.epochs:
                 raise TrainingInterrupted(f"stopped by {stop[0]} after epoch {epoch + 1}; saved {checkpoint_path}")
 
     final = run.history[-1]
     last = Score(final["test_correct"], final["test_total"])
-    best, why = _best(run.history, last.total)
-    _publish(out, published, recipe, train_data.classes)
-    _write_metrics(out, published, recipe, last, best, why, run, device)
+    best, why = best_epoch(run.history, last.total)
+    save_weights(out, published, recipe, train_data.classes)
+    write_metrics(out, published, recipe, last, best, why, run.seconds, run.sources, device)
     return TrainResult(out, True, run.step, run.seconds, last, best, run.history)
 
 
@@ -299,7 +293,7 @@ class _Run:
         self.step = 0  # updates done
         self.seconds = 0.0
         self.sources: list[dict[str, Any]] = [
-            {"from_step": 0, "git": _git()}
+            {"from_step": 0, "git": source_revision()}
         ]  # the code that made it; a resumed run may have several
         self.history: list[dict[str, Any]] = []
         # sums over the present epoch, () on the device
@@ -310,7 +304,7 @@ class _Run:
     def state(self, recipe: Recipe, steps_per_epoch: int) -> dict[str, Any]:
         """Tensors, dicts, lists and scalars only, so that it loads with `weights_only=True`."""
         return {
-            "format": _FORMAT,
+            "format": CHECKPOINT_FORMAT,
             "recipe": recipe.to_dict(),
             "recipe_sha256": recipe_sha256(recipe),
             "steps_per_epoch": steps_per_epoch,
@@ -336,7 +330,7 @@ class _Run:
         }
 
     def restore(self, state: dict[str, Any], steps_per_epoch: int, path: Path) -> None:
-        """Take up `state`, as read by `_read_checkpoint`."""
+        """Take up `state`, as read by `read_checkpoint`."""
         if state["steps_per_epoch"] != steps_per_epoch:
             raise CheckpointError(
                 f"{path}: was made with {state['steps_per_epoch']} batches an epoch, now there are {steps_per_epoch}: "
@@ -371,60 +365,6 @@ class _Run:
         torch.set_rng_state(rng["torch"])
         if rng["cuda"] is not None:
             torch.cuda.set_rng_state(rng["cuda"], self.device)
-
-
-def recipe_sha256(recipe: Recipe) -> str:
-    """sha256 of the resolved recipe, which is also that of `recipe.yaml` in the run's folder."""
-    return hashlib.sha256(recipe.to_yaml().encode()).hexdigest()
-
-
-def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that at any moment `path` is the old content or the new, whole: beside it, then renamed over."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-
-
-def _read_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no checkpoint to resume from: check the folder, or train without --resume")
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        version, made_with = state["format"], state["recipe"]
-    except Exception as error:  # torch.load raises many kinds on a damaged file
-        raise CheckpointError(
-            f"{path}: damaged or not a checkpoint ({type(error).__name__}: {str(error).splitlines()[0]}): "
-            f"nothing was changed; restore the file, or train into a new folder"
-        ) from error
-    if version != _FORMAT:
-        raise CheckpointError(f"{path}: has format {version}, this version reads {_FORMAT}: train into a new folder")
-    now = recipe.to_dict()
-    differing = sorted(
-        key for key in now.keys() | made_with.keys() if key != "notes" and now.get(key) != made_with.get(key)
-    )
-    if differing:
-        what = ", ".join(f"{key} {made_with.get(key)!r} (now {now.get(key)!r})" for key in differing)
-        raise CheckpointError(
-            f"{path}: is of another recipe: {what}. Nothing was changed; resume with the recipe.yaml beside it, "
-            f"or train into a new folder"
-        )
-    return state
-
-
-def _refuse_used_folder(out: Path) -> dict[str, Any] | None:
-    for name in ("checkpoint.pt", "train_log.csv", "metrics.json", "model.safetensors"):
-        if (out / name).exists():
-            raise CheckpointError(
-                f"{out} already holds a run ({name}): go on with it (--resume), or train into another folder"
-            )
-    return None
 
 
 def _refuse_non_finite_loss(run: _Run, checkpoint: Path) -> None:
@@ -530,134 +470,3 @@ def _progress_bar(console: Any, recipe: Recipe, steps_per_epoch: int, step: int)
             bar.update(task, completed=run.step, figures=figures)
 
         yield show
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What a run leaves behind
-
-
-def _write_log(path: Path, history: list[dict[str, Any]]) -> None:
-    columns = [c for c in _LOG_COLUMNS if any(c in row for row in history)] if history else list(_LOG_COLUMNS)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for row in history:
-        writer.writerow({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()})
-    atomic_write(path, lambda file: file.write(text.getvalue().encode()))
-
-
-def _best(history: list[dict[str, Any]], total: int) -> tuple[dict[str, Any] | None, str | None]:
-    """The best epoch and on what grounds, or None and why there is none. Of equals the earliest."""
-    if "val_error" in history[-1]:
-        row = min(history, key=lambda row: row["val_error"])
-        best = {
-            "epoch": row["epoch"],
-            "val_error": row["val_error"],
-            "selected_by": "held-out split of the training set",
-        }
-        if "test_error" in row:
-            best |= {"error": row["test_error"], "correct": row["test_correct"], "total": row["test_total"]}
-        return best, None
-    if all("test_error" in row for row in history):
-        row = min(history, key=lambda row: row["test_error"])
-        return {
-            "epoch": row["epoch"],
-            "error": row["test_error"],
-            "correct": row["test_correct"],
-            "total": total,
-            "selected_by": "test set: information only, these weights are not the published ones",
-        }, None
-    return None, "neither a held-out split nor the per-epoch test error was asked for by the recipe"
-
-
-def _publish(out: Path, model: nn.Module, recipe: Recipe, classes: tuple[str, ...]) -> None:
-    """model.safetensors and config.json in timm's Hub format."""
-    with tempfile.TemporaryDirectory(dir=out, prefix=".publish-") as folder:
-        overlay = {"label_names": list(classes), "pretrained_cfg": {"tag": recipe.tag}}
-        save_for_hf(model, folder, model_config=overlay, safe_serialization=True)
-        for name in ("model.safetensors", "config.json"):
-            os.chmod(Path(folder, name), 0o644)
-            os.replace(Path(folder, name), out / name)
-
-
-def _write_metrics(
-    out: Path,
-    model: nn.Module,
-    recipe: Recipe,
-    last: Score,
-    best: dict[str, Any] | None,
-    why_no_best: str | None,
-    run: _Run,
-    device: torch.device,
-) -> None:
-    metrics: dict[str, Any] = {
-        "model": recipe.model,
-        "tag": recipe.tag,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "dataset": recipe.dataset,
-        "split": "test",
-        "last": {"epoch": recipe.epochs, "error": last.error, "correct": last.correct, "total": last.total},
-        "best": best,
-        "best_reason": why_no_best,
-        "seeds": [recipe.seed],
-        "num_seeds": 1,
-        "model_args": recipe.model_args,
-        "solver": _solving(model),
-        "epochs": recipe.epochs,
-        "ema": recipe.ema_decay is not None,
-        "wall_clock_seconds": round(run.seconds, 1),
-        "sha256": hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest(),
-        "recipe_sha256": recipe_sha256(recipe),
-        "git": run.sources[0]["git"],
-        "resumed_with": run.sources[1:],
-        "hardware": _hardware(device),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-            "gode_zoo": _version(),
-        },
-    }
-    atomic_write(out / "metrics.json", lambda file: file.write((json.dumps(metrics, indent=2) + "\n").encode()))
-
-
-def _solving(model: nn.Module) -> dict[str, Any] | None:
-    """Solver and grid of the model's ODE block, None where it has none."""
-    for block in model.modules():
-        if isinstance(block, ODEBlock):
-            span = {"solver": block.solver, "t_span": list(block.t_span), "sensitivity": block.sensitivity}
-            if block.fixed:
-                return span | {"num_steps": len(block.step_sizes), "step_size": round(max(block.step_sizes), 12)}
-            return span | {"rtol": block.rtol, "atol": block.atol}
-    return None
-
-
-def _git() -> dict[str, Any] | None:
-    """Commit of the source tree and whether it was changed since; None outside a git checkout."""
-
-    def git(*args: str) -> str:
-        here = Path(__file__).parent
-        return subprocess.run(["git", *args], cwd=here, check=True, capture_output=True, text=True).stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "."))}
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _hardware(device: torch.device) -> dict[str, Any]:
-    cpu = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    except OSError:
-        pass
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
-    return {"device": name, "cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-
-
-def _version() -> str | None:
-    try:
-        return importlib.metadata.version("gode_zoo")
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -33,10 +33,7 @@ METRICS = {  # of no real model
     "sha256": hashlib.sha256(b"weights").hexdigest(),
     "recipe_sha256": hashlib.sha256(RECIPE.encode()).hexdigest(),
     "git": {"commit": "c0ffee", "dirty": True},
-    "resumed_with": [
-        {"from_step": 512, "git": {"commit": "c0ffee", "dirty": True}},
-        {"from_step": 901, "git": {"commit": "decaf", "dirty": False}},
-    ],
+    "resumed_with": [{"from_step": 901, "git": {"commit": "decaf", "dirty": False}}],
     "hardware": {"device": "Some CPU", "cpu": "Some CPU", "cores": 2, "threads": 2},
     "versions": {"python": "3.11.7", "torch": "2.15.0", "timm": "1.0.31", "gode_zoo": None},
 }

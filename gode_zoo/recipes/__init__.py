@@ -147,7 +147,7 @@ def list_recipes() -> list[str]:
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """Read a recipe.
 
-    Arguments:
+    Args:
         name_or_path: a YAML file, or the bare name of a bundled recipe such as `gode_mnist_m4.modern`.
 
     Raises:

@@ -1,0 +1,251 @@
+"""The files of a training run: read, refused, and written so that a crash leaves the old file or the new one.
+
+A run's folder is in the end a Hub repository in timm's format:
+    recipe.yaml        the recipe with every default written out
+    train_log.csv      one row an epoch
+    checkpoint.pt      where to go on from (model, optimiser, schedule, EMA, random generators, position in the data)
+    model.safetensors, config.json    the weights (of the moving average, where there is one), as timm loads them
+    metrics.json       errors and how they were obtained
+"""
+
+import csv
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import timm
+import torch
+from timm.models import save_for_hf
+from torch import nn
+
+from .evaluate import Score
+from .ode_block import ODEBlock
+from .recipes import Recipe
+
+__all__ = [
+    "CHECKPOINT_FORMAT",
+    "LOG_COLUMNS",
+    "CheckpointError",
+    "atomic_write",
+    "best_epoch",
+    "read_checkpoint",
+    "recipe_sha256",
+    "refuse_used_folder",
+    "save_weights",
+    "source_revision",
+    "write_log",
+    "write_metrics",
+]
+
+CHECKPOINT_FORMAT = 1
+LOG_COLUMNS = ("epoch", "step", "lr", "train_loss", "train_acc", "val_error", "test_error", "seconds")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, damaged or of another run, or a folder that already holds a run."""
+
+
+def recipe_sha256(recipe: Recipe) -> str:
+    """sha256 of the resolved recipe, which is also that of `recipe.yaml` in the run's folder."""
+    return hashlib.sha256(recipe.to_yaml().encode()).hexdigest()
+
+
+def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file so that at any moment `path` is the old content or the new, whole: beside it, then renamed over."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def read_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:
+    """What `checkpoint.pt` holds; nothing in it is executed.
+
+    Raises:
+        CheckpointError: if it is missing or damaged, or of another format or recipe (notes aside).
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no checkpoint to resume from: check the folder, or train without --resume")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        version, made_with = state["format"], state["recipe"]
+    except Exception as error:  # torch.load raises many kinds on a damaged file
+        raise CheckpointError(
+            f"{path}: damaged or not a checkpoint ({type(error).__name__}: {str(error).splitlines()[0]}): "
+            f"nothing was changed; restore the file, or train into a new folder"
+        ) from error
+    if version != CHECKPOINT_FORMAT:
+        raise CheckpointError(
+            f"{path}: has format {version}, this version reads {CHECKPOINT_FORMAT}: train into a new folder"
+        )
+    now = recipe.to_dict()
+    differing = sorted(
+        key for key in now.keys() | made_with.keys() if key != "notes" and now.get(key) != made_with.get(key)
+    )
+    if differing:
+        what = ", ".join(f"{key} {made_with.get(key)!r} (now {now.get(key)!r})" for key in differing)
+        raise CheckpointError(
+            f"{path}: is of another recipe: {what}. Nothing was changed; resume with the recipe.yaml beside it, "
+            f"or train into a new folder"
+        )
+    return state
+
+
+def refuse_used_folder(out: Path) -> None:
+    """Raise `CheckpointError` where the folder holds a run already: none is overwritten."""
+    for name in ("checkpoint.pt", "train_log.csv", "metrics.json", "model.safetensors"):
+        if (out / name).exists():
+            raise CheckpointError(
+                f"{out} already holds a run ({name}): go on with it (--resume), or train into another folder"
+            )
+
+
+def write_log(path: Path, history: list[dict[str, Any]]) -> None:
+    """Write the log anew: one row an epoch, with those of `LOG_COLUMNS` that the run has. Errors are in %."""
+    columns = [c for c in LOG_COLUMNS if any(c in row for row in history)] if history else list(LOG_COLUMNS)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in history:
+        writer.writerow({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()})
+    atomic_write(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def best_epoch(history: list[dict[str, Any]], total: int) -> tuple[dict[str, Any] | None, str | None]:
+    """The best epoch and on what grounds, or None and why there is none. Of equals the earliest."""
+    if "val_error" in history[-1]:
+        row = min(history, key=lambda row: row["val_error"])
+        best = {
+            "epoch": row["epoch"],
+            "val_error": row["val_error"],
+            "selected_by": "held-out split of the training set",
+        }
+        if "test_error" in row:
+            best |= {"error": row["test_error"], "correct": row["test_correct"], "total": row["test_total"]}
+        return best, None
+    if all("test_error" in row for row in history):
+        row = min(history, key=lambda row: row["test_error"])
+        return {
+            "epoch": row["epoch"],
+            "error": row["test_error"],
+            "correct": row["test_correct"],
+            "total": total,
+            "selected_by": "test set: information only, these weights are not the published ones",
+        }, None
+    return None, "neither a held-out split nor the per-epoch test error was asked for by the recipe"
+
+
+def save_weights(out: Path, model: nn.Module, recipe: Recipe, classes: tuple[str, ...]) -> None:
+    """Write model.safetensors and config.json in timm's Hub format; `classes` are the labels' names, in their order."""
+    with tempfile.TemporaryDirectory(dir=out, prefix=".publish-") as folder:
+        overlay = {"label_names": list(classes), "pretrained_cfg": {"tag": recipe.tag}}
+        save_for_hf(model, folder, model_config=overlay, safe_serialization=True)
+        for name in ("model.safetensors", "config.json"):
+            os.chmod(Path(folder, name), 0o644)
+            os.replace(Path(folder, name), out / name)
+
+
+def write_metrics(
+    out: Path,
+    model: nn.Module,
+    recipe: Recipe,
+    last: Score,
+    best: dict[str, Any] | None,
+    why_no_best: str | None,
+    seconds: float,
+    sources: list[dict[str, Any]],
+    device: torch.device,
+) -> None:
+    """Write metrics.json: the errors, and everything that says how they were obtained.
+
+    Args:
+        last: score of the published weights on the test set.
+        best: from `best_epoch`, as `why_no_best`.
+        seconds: wall-clock time of the training, over all its resumptions.
+        sources: the commits that trained it, each ``{"from_step": …, "git": …}``.
+    """
+    metrics: dict[str, Any] = {
+        "model": recipe.model,
+        "tag": recipe.tag,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "dataset": recipe.dataset,
+        "split": "test",
+        "last": {"epoch": recipe.epochs, "error": last.error, "correct": last.correct, "total": last.total},
+        "best": best,
+        "best_reason": why_no_best,
+        "seeds": [recipe.seed],
+        "num_seeds": 1,
+        "model_args": recipe.model_args,
+        "solver": _solving(model),
+        "epochs": recipe.epochs,
+        "ema": recipe.ema_decay is not None,
+        "wall_clock_seconds": round(seconds, 1),
+        "sha256": hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest(),
+        "recipe_sha256": recipe_sha256(recipe),
+        "git": sources[0]["git"],
+        "resumed_with": sources[1:],
+        "hardware": _hardware(device),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+            "gode_zoo": _version(),
+        },
+    }
+    atomic_write(out / "metrics.json", lambda file: file.write((json.dumps(metrics, indent=2) + "\n").encode()))
+
+
+def _solving(model: nn.Module) -> dict[str, Any] | None:
+    """Solver and grid of the model's ODE block, None where it has none."""
+    for block in model.modules():
+        if isinstance(block, ODEBlock):
+            span = {"solver": block.solver, "t_span": list(block.t_span), "sensitivity": block.sensitivity}
+            if block.fixed:
+                return span | {"num_steps": len(block.step_sizes), "step_size": round(max(block.step_sizes), 12)}
+            return span | {"rtol": block.rtol, "atol": block.atol}
+    return None
+
+
+def source_revision() -> dict[str, Any] | None:
+    """Commit of the source tree and whether it was changed since; None outside a git checkout."""
+
+    def git(*args: str) -> str:
+        here = Path(__file__).parent
+        return subprocess.run(["git", *args], cwd=here, check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "."))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _hardware(device: torch.device) -> dict[str, Any]:
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    except OSError:
+        pass
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    return {"device": name, "cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+
+
+def _version() -> str | None:
+    try:
+        return importlib.metadata.version("gode_zoo")
+    except importlib.metadata.PackageNotFoundError:
+        return None
