@@ -214,7 +214,7 @@ def card(entry: Entry) -> str:
             ("Resumed with another commit", f"from step {later['from_step']:,}: {_commit(later['git'])}")
             for later in metrics.get("resumed_with", ())
         ),
-        ("Versions", ", ".join(f"{name} {v}" for name, v in metrics["versions"].items() if v)),
+        ("Versions, when it was finished", ", ".join(f"{name} {v}" for name, v in metrics["versions"].items() if v)),
         ("SHA-256 of model.safetensors", f"`{metrics['sha256']}`"),
     ]
     return f"""\
