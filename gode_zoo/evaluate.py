@@ -44,13 +44,16 @@ def count_correct(
     std: tuple[float, ...],
     *,
     batch_size: int = 250,
-    bf16: bool = False,
 ) -> Score:
-    """Classify all of `data`, on the device on which model and data lie. The model is left in evaluation mode."""
+    """Classify all of `data`, on the device on which model and data lie. The model is left in evaluation mode.
+
+    Always in the precision of the weights, also for a model that was trained in bf16, so that a figure in a card is
+    what `evaluate` measures again.
+    """
     model.eval()
     device = data.images.device
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    with torch.no_grad():
         for images, labels in zoo_data.batches(data, batch_size, shuffle=False, drop_last=False):
             logits = model(zoo_data.normalize(images, mean, std))
             correct += (logits.argmax(dim=1) == labels).sum()

@@ -246,9 +246,9 @@ def train(
                 "train_acc": 100.0 * (run.correct / run.seen).item(),
             }
             if val_data is not None:
-                row["val_error"] = count_correct(published, val_data, mean, std, bf16=bf16).error
+                row["val_error"] = count_correct(published, val_data, mean, std).error
             if recipe.log_test or epoch + 1 == recipe.epochs:
-                test = count_correct(published, test_data, mean, std, bf16=bf16)
+                test = count_correct(published, test_data, mean, std)
                 row |= {"test_error": test.error, "test_correct": test.correct, "test_total": test.total}
             row["seconds"] = round(seconds_before + time.monotonic() - started, 1)
             run.history.append(row)
