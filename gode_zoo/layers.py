@@ -36,7 +36,9 @@ def combine(table: Tensor, coeffs: Tensor) -> Tensor:
 
 
 def _combine(table: Tensor, coeffs: Tensor) -> Tensor:
-    return torch.tensordot(table.to(coeffs.dtype), coeffs, dims=([1], [-1]))
+    # linear reads the coefficients as they lie; tensordot would copy them into another order first.
+    product = F.linear(table.to(coeffs.dtype), coeffs.flatten(0, -2))
+    return product.unflatten(1, coeffs.shape[:-1])
 
 
 def time_row(basis: BSplineBasis, t: Tensor) -> Tensor:
@@ -115,6 +117,7 @@ class SplineConv2d(nn.Module):
             )
         self.basis = basis
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.channels_last = False
         self.kernel_size = _pair(kernel_size, "kernel_size", 1)
         self.stride = _pair(stride, "stride", 1)
         self.padding = _pair(padding, "padding", 0)
@@ -128,7 +131,23 @@ class SplineConv2d(nn.Module):
         self.reset_parameters()
 
     def _apply(self, fn: Any, recurse: bool = True) -> "SplineConv2d":
-        return super()._apply(keeping_layout(fn), recurse)
+        # A change of memory format is for the kernels: those made from (out, kH, kW, in, m) are channels_last as they
+        # come. Two probes tell what `fn` does to one, since coefficients of five dimensions cannot be asked.
+        probes = (torch.empty(1, 2, 1, 2), torch.empty(1, 2, 1, 2).contiguous(memory_format=torch.channels_last))
+        first, second = (fn(probe).is_contiguous(memory_format=torch.channels_last) for probe in probes)
+        before, after = self.channels_last, first or (second and self.channels_last)
+
+        def convert(tensor: Tensor) -> Tensor:
+            if tensor.dim() != 5:
+                return fn(tensor)
+            laid = tensor.permute(0, 2, 3, 1, 4) if before else tensor
+            plain = fn(laid.flatten(1)).view(laid.shape)
+            plain = plain.permute(0, 3, 1, 2, 4) if before else plain
+            return plain.permute(0, 2, 3, 1, 4).contiguous().permute(0, 3, 1, 2, 4) if after else plain.contiguous()
+
+        super()._apply(convert, recurse)
+        self.channels_last = after
+        return self
 
     def reset_parameters(self) -> None:
         """Draw the coefficients anew by the paper's initialisation."""
@@ -138,6 +157,8 @@ class SplineConv2d(nn.Module):
 
     def weights_at(self, table: Tensor) -> Tensor:
         """Kernels of every row of a table: ``(S, m)`` to ``(S, out, in / groups, kH, kW)``."""
+        if self.channels_last:
+            return combine(table, self.coeffs.permute(0, 2, 3, 1, 4)).permute(0, 1, 4, 2, 3)
         return combine(table, self.coeffs)
 
     def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

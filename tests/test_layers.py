@@ -1,5 +1,7 @@
 """Spline layers equal the plain ones with weights combined by hand, with scipy's B-splines."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -94,6 +96,27 @@ def test_initialisation_counts_m_in_the_fan_in(m):
 def test_a_norm_starts_as_a_plain_norm_where_the_basis_sums_to_one():
     norm, x = SplineGroupNorm(2, 4, clamped()), torch.randn(2, 4, 3, 3)
     torch.testing.assert_close(norm(torch.tensor(0.3), x), F.group_norm(x, 2))
+
+
+def test_channels_last_kernels_come_out_of_the_product_as_they_are_used():
+    """The layout is kept by casts and copies, undone by its opposite, and changes no value."""
+    basis = BSplineBasis(4, 2, knots="clamped")
+    conv = filled(SplineConv2d(6, 4, 3, basis, padding=1))
+    x, t = state(2, 6, 5, 5), torch.tensor(0.3, dtype=torch.float64)
+    expected, coeffs = conv(t, x).detach(), conv.coeffs.detach().clone()
+    table = basis(torch.tensor(TIMES))
+
+    def last(layer):
+        return layer.weights_at(table.to(layer.coeffs.dtype))[1].is_contiguous(memory_format=torch.channels_last)
+
+    assert not last(conv)
+    conv.to(memory_format=torch.channels_last)
+    assert last(conv) and last(copy.deepcopy(conv)) and last(conv.float()) and last(conv.double())
+    assert torch.equal(conv.coeffs, coeffs.float())
+    conv.load_state_dict({"coeffs": coeffs, "bias_coeffs": conv.bias_coeffs.detach().clone()})
+    torch.testing.assert_close(conv(t, x), expected)
+    conv.to(memory_format=torch.contiguous_format)
+    assert not last(conv) and conv.coeffs.is_contiguous() and torch.equal(conv.coeffs, coeffs)
 
 
 def test_weights_are_combined_in_full_precision_under_autocast():
