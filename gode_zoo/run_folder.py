@@ -4,6 +4,7 @@ A run's folder is in the end a Hub repository in timm's format:
     recipe.yaml        the recipe with every default written out
     train_log.csv      one row an epoch
     checkpoint.pt      where to go on from (model, optimiser, schedule, EMA, random generators, position in the data)
+    initial_kernels.safetensors    one kernel of each convolution of the block, before training
     model.safetensors, config.json    the weights (of the moving average, where there is one), as timm loads them
     metrics.json       errors and how they were obtained
 """
@@ -15,6 +16,7 @@ import io
 import json
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from typing import IO, Any
 
 import timm
 import torch
+from safetensors.torch import save
 from timm.models import save_for_hf
 from torch import nn
 
@@ -39,6 +42,8 @@ __all__ = [
     "read_checkpoint",
     "recipe_sha256",
     "refuse_used_folder",
+    "remove_leftovers",
+    "save_initial_kernels",
     "save_weights",
     "source_revision",
     "write_log",
@@ -112,6 +117,25 @@ def refuse_used_folder(out: Path) -> None:
             raise CheckpointError(
                 f"{out} already holds a run ({name}): go on with it (--resume), or train into another folder"
             )
+
+
+def remove_leftovers(out: Path) -> None:
+    """Remove the half-written files of runs in this folder that were killed while they wrote."""
+    for leftover in (*out.glob(".*.tmp"), *out.glob(".publish-*")):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def save_initial_kernels(out: Path, model: nn.Module) -> None:
+    """Keep the weights from the first two input channels to the first output channel of each convolution in the block.
+
+    A few kilobytes, with which Figure 2 can show real initial values: tensors (2, kH, kW), or (2, kH, kW, m) of splines.
+    """
+    block = getattr(model, "block", nn.Identity())
+    kernels = {name: p.detach()[0, :2].cpu().clone() for name, p in block.named_parameters() if p.dim() >= 4}
+    atomic_write(out / "initial_kernels.safetensors", lambda file: file.write(save(kernels)))
 
 
 def write_log(path: Path, history: list[dict[str, Any]]) -> None:

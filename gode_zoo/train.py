@@ -2,26 +2,26 @@
 
     result = train(load_recipe("gode_mnist_m4.modern"), "hub/gode_mnist_m4.modern")
 
+    torchrun --nproc-per-node=2 -m gode_zoo.train gode_mnist_m4.modern      # the same, shared by several processes
+
 The images lie on the device as uint8 (N, C, H, W); each batch is cropped, flipped and normalised there.
 Nothing is selected: the weights of the last epoch are published. With `holdout` the best epoch by the held-out split is
 named beside it. The test set is read once, after the last epoch, unless the recipe says `log_test`, and then its
 per-epoch figures are information only.
 
-`run_folder.py` says what a run leaves in its folder, which is then a Hub repository in timm's format.
+`run_folder.py` says what a run leaves in its folder, which is then a Hub repository in timm's format; `run_state.py` has
+what changes while it trains, `distributed.py` the processes.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-import signal
-import threading
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import timm
@@ -29,36 +29,35 @@ import torch
 from timm.data.model_config import resolve_input_data_config
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from . import data as zoo_data
+from .distributed import World, world
 from .evaluate import Score, count_correct
 from .recipes import Recipe, learning_rate
+from .run_display import display, stop_signals
 from .run_folder import (
-    CHECKPOINT_FORMAT,
     LOG_COLUMNS,
     CheckpointError,
     atomic_write,
     best_epoch,
     read_checkpoint,
-    recipe_sha256,
     refuse_used_folder,
+    remove_leftovers,
+    save_initial_kernels,
     save_weights,
-    source_revision,
     write_log,
     write_metrics,
 )
+from .run_state import NonFiniteLossError, RunState, refuse_non_finite_loss, refuse_non_finite_weights
 
 __all__ = ["CheckpointError", "NonFiniteLossError", "TrainResult", "TrainingInterrupted", "train"]
 
 _logger = logging.getLogger(__name__)
 
 _SHOW_EVERY = 20  # steps between looks at the running sums; on a GPU each look waits for the device
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite; the last good checkpoint is kept."""
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -99,7 +98,7 @@ def train(
         recipe: from `load_recipe`.
         out_dir: made if need be; a folder that already holds a run is refused unless `resume`.
         data_dir: where datasets are kept.
-        device: default CUDA where there is one, else the CPU.
+        device: default CUDA where there is one, else the CPU. Each process that torchrun started takes a GPU of its own.
         resume: go on from `out_dir/checkpoint.pt`; on a CPU bit for bit as if never stopped.
         max_steps: end this call after so many updates, with a checkpoint.
         checkpoint_every_s: seconds between checkpoints within an epoch; each epoch ends with one as well.
@@ -109,16 +108,35 @@ def train(
         CheckpointError: nothing to resume, a checkpoint of another recipe or a damaged one, or a folder in use.
         NonFiniteLossError: the loss became NaN or infinite.
         TrainingInterrupted: Ctrl-C or SIGTERM, after saving a checkpoint.
+        ValueError: a batch that the processes cannot share evenly, or that is larger than the training set.
     """
     if max_steps is not None and max_steps < 1:
         raise ValueError(f"max_steps = {max_steps} must be 1 or more, or None for the whole recipe")
-    out = Path(out_dir)
-    checkpoint_path = out / "checkpoint.pt"
+    with world(device) as processes:
+        shown = progress and processes.first
+        return _train(recipe, Path(out_dir), processes, data_dir, resume, max_steps, checkpoint_every_s, shown)
+
+
+def _train(
+    recipe: Recipe,
+    out: Path,
+    processes: World,
+    data_dir: str | Path | None,
+    resume: bool,
+    max_steps: int | None,
+    checkpoint_every_s: float,
+    progress: bool,
+) -> TrainResult:
+    checkpoint_path, device = out / "checkpoint.pt", processes.device
     saved = read_checkpoint(checkpoint_path, recipe) if resume else None
-    if not resume:
+    if not resume and processes.first:
         refuse_used_folder(out)
+    if recipe.batch_size % processes.size:
+        raise ValueError(
+            f"recipe {recipe.name}: {processes.size} processes cannot share batch_size = {recipe.batch_size} evenly: start "
+            "as many as divide it"
+        )
     started = time.monotonic()
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     # Model. Seeded first, so that the same recipe gives the same initial weights.
     torch.manual_seed(recipe.seed)
@@ -136,10 +154,9 @@ def train(
             num_classes=model.num_classes,  # type: ignore[arg-type]
         )
 
-    train_data, test_data, val_data = load("train"), load("test").to(device), None
+    train_data, test_data, val_data = load("train"), load("test"), None
     if recipe.holdout:
         train_data, val_data = zoo_data.holdout(train_data, recipe.holdout, recipe.seed)
-        val_data = val_data.to(device)
     train_data = train_data.to(device)
     if train_data.classes != test_data.classes:
         raise zoo_data.DataError(
@@ -155,7 +172,14 @@ def train(
             f"and drop_last leaves no batch: make batch_size smaller or drop_last false"
         )
 
+    def measure(data: Any) -> Score:
+        """The published weights' score; each process classifies its share of the images."""
+        share = data.subset(torch.arange(processes.rank, len(data), processes.size)).to(device)
+        own = torch.tensor(count_correct(published, share, mean, std).correct, device=device)
+        return Score(int(processes.total(own)[0]), len(data))
+
     # Optimiser, schedule, moving average; two generators, one for the order of the data and one for augmentation.
+    fused: dict[str, Any] = {"fused": True} if device.type == "cuda" else {}
     optimizer = create_optimizer_v2(
         model,
         opt=recipe.optimizer.name,
@@ -164,6 +188,7 @@ def train(
         nesterov=recipe.optimizer.nesterov,
         weight_decay=recipe.optimizer.weight_decay,
         filter_bias_and_bn=True,
+        **fused,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate(recipe, step, steps_per_epoch) / recipe.optimizer.lr
@@ -172,26 +197,31 @@ def train(
     published = ema.module if ema else model
     order = torch.Generator(device).manual_seed(recipe.seed)
     augment = torch.Generator(device).manual_seed(recipe.seed + 2**32)  # a stream that no other seed's order has
-    run = _Run(model, optimizer, schedule, ema, order, augment, device)
+    run = RunState(model, optimizer, schedule, ema, order, augment, device)
     if saved is not None:
         run.restore(saved, steps_per_epoch, checkpoint_path)
-    else:
+    elif processes.first:
         out.mkdir(parents=True, exist_ok=True)
         atomic_write(out / "recipe.yaml", lambda file: file.write(recipe.to_yaml().encode()))
+        save_initial_kernels(out, model)
 
     def save() -> None:
         run.seconds = seconds_before + time.monotonic() - started
+        if not processes.first:
+            return
         state = run.state(recipe, steps_per_epoch)
-        _refuse_non_finite(state["model"], run.step)
+        refuse_non_finite_weights(state["model"], run.step)
         atomic_write(checkpoint_path, lambda file: torch.save(state, file))
 
-    if resume:
+    if resume and processes.first:
+        remove_leftovers(out)
         write_log(out / "train_log.csv", run.history)  # without the rows after the checkpoint
     seconds_before, last_save, first_step = run.seconds, time.monotonic(), run.step
-    forward: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False) if recipe.compile else model
-    bf16 = recipe.amp == "bf16"
+    shared = DistributedDataParallel(model) if processes.size > 1 else model
+    forward: Callable[[Tensor], Tensor] = torch.compile(shared, dynamic=False) if recipe.compile else shared
+    bf16, stopping = recipe.amp == "bf16", False
 
-    with _stop_signals() as stop, _display(progress, recipe, steps_per_epoch, run.step) as show:
+    with stop_signals() as stop, display(progress, recipe, steps_per_epoch, run.step) as show:
         for epoch in range(run.epoch, recipe.epochs):
             if run.batch == 0:  # not in the middle of an epoch
                 run.order_at_epoch_start = order.get_state()
@@ -202,13 +232,15 @@ def train(
                     images = zoo_data.random_crop(images, recipe.augment.crop_padding, generator=augment)
                 if recipe.augment.flip:
                     images = zoo_data.random_flip(images, generator=augment)
+                images, own_labels = processes.share(images, labels)
                 x = zoo_data.normalize(images, mean, std)
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     logits = forward(x)
-                loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+                loss = F.cross_entropy(logits.float(), own_labels, label_smoothing=recipe.label_smoothing)
 
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                # The mean over the global batch: gradients are averaged over shares, which may differ in the last batch.
+                (loss * (len(own_labels) * processes.size / len(labels))).backward()
                 optimizer.step()
                 lr = optimizer.param_groups[0]["lr"]  # of the step just made
                 schedule.step()
@@ -218,21 +250,25 @@ def train(
                     ema.update(model, step=run.step)
 
                 # Sums stay on the device; the host looks at them every so often. On a CPU a look costs nothing.
-                run.loss_sum += loss.detach().double() * len(labels)
-                run.correct += (logits.detach().argmax(dim=1) == labels).sum()
+                right = (logits.detach().argmax(dim=1) == own_labels).sum()
+                loss_here, right = processes.total(loss.detach().double() * len(own_labels), right)
+                run.loss_sum += loss_here
+                run.correct += right
                 run.seen += len(labels)
-                if device.type == "cpu" or run.step % _SHOW_EVERY == 0 or run.batch == steps_per_epoch:
-                    _refuse_non_finite_loss(run, checkpoint_path)
-                if run.step % _SHOW_EVERY == 0 or run.batch == steps_per_epoch:
+                looking = run.step % _SHOW_EVERY == 0 or run.batch == steps_per_epoch
+                if device.type == "cpu" or looking:
+                    refuse_non_finite_loss(run, checkpoint_path)
+                    stopping = processes.any(bool(stop))  # all stop after the same step
+                if looking:
                     show(run)
 
                 reached_max = max_steps is not None and run.step - first_step >= max_steps
-                if stop or reached_max or time.monotonic() - last_save > checkpoint_every_s:
+                if stopping or reached_max or time.monotonic() - last_save > checkpoint_every_s:
                     save()
                     last_save = time.monotonic()
-                if stop:
+                if stopping:
                     raise TrainingInterrupted(
-                        f"stopped by {stop[0]} at epoch {epoch + 1}, step {run.step}; saved {checkpoint_path}"
+                        f"stopped by {_by(stop)} at epoch {epoch + 1}, step {run.step}; saved {checkpoint_path}"
                     )
                 if reached_max and run.step < recipe.epochs * steps_per_epoch:
                     return TrainResult(out, False, run.step, run.seconds, None, None, run.history)
@@ -246,148 +282,33 @@ def train(
                 "train_acc": 100.0 * (run.correct / run.seen).item(),
             }
             if val_data is not None:
-                row["val_error"] = count_correct(published, val_data, mean, std).error
+                row["val_error"] = measure(val_data).error
             if recipe.log_test or epoch + 1 == recipe.epochs:
-                test = count_correct(published, test_data, mean, std)
+                test = measure(test_data)
                 row |= {"test_error": test.error, "test_correct": test.correct, "test_total": test.total}
             row["seconds"] = round(seconds_before + time.monotonic() - started, 1)
             run.history.append(row)
-            write_log(out / "train_log.csv", run.history)
+            if processes.first:
+                write_log(out / "train_log.csv", run.history)
             run.epoch, run.batch = epoch + 1, 0
             save()
             last_save = time.monotonic()
-            _logger.info("%s", "  ".join(f"{key} {row[key]:.6g}" for key in LOG_COLUMNS if key in row))
-            if stop and epoch + 1 < recipe.epochs:
-                raise TrainingInterrupted(f"stopped by {stop[0]} after epoch {epoch + 1}; saved {checkpoint_path}")
+            if processes.first:
+                _logger.info("%s", "  ".join(f"{key} {row[key]:.6g}" for key in LOG_COLUMNS if key in row))
+            if epoch + 1 < recipe.epochs and processes.any(bool(stop)):
+                raise TrainingInterrupted(f"stopped by {_by(stop)} after epoch {epoch + 1}; saved {checkpoint_path}")
 
     final = run.history[-1]
     last = Score(final["test_correct"], final["test_total"])
     best, why = best_epoch(run.history, last.total)
-    save_weights(out, published, recipe, train_data.classes)
-    write_metrics(out, published, recipe, last, best, why, run.seconds, run.sources, device)
+    if processes.first:
+        save_weights(out, published, recipe, train_data.classes)
+        write_metrics(out, published, recipe, last, best, why, run.seconds, run.sources, device)
     return TrainResult(out, True, run.step, run.seconds, last, best, run.history)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# State of a run, and checkpoints
-
-
-class _Run:
-    """Everything that changes while training, with its way into a checkpoint and back."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        schedule: torch.optim.lr_scheduler.LRScheduler,
-        ema: ModelEmaV3 | None,
-        order: torch.Generator,
-        augment: torch.Generator,
-        device: torch.device,
-    ) -> None:
-        self.model, self.optimizer, self.schedule, self.ema = model, optimizer, schedule, ema
-        self.order, self.augment, self.device = order, augment, device
-        self.order_at_epoch_start = order.get_state()
-        self.epoch = 0  # epochs done
-        self.batch = 0  # batches of the present epoch done
-        self.step = 0  # updates done
-        self.seconds = 0.0
-        self.sources: list[dict[str, Any]] = [
-            {"from_step": 0, "git": source_revision()}
-        ]  # the code that made it; a resumed run may have several
-        self.history: list[dict[str, Any]] = []
-        # sums over the present epoch, () on the device
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        self.correct = torch.zeros((), dtype=torch.int64, device=device)
-        self.seen = torch.zeros((), dtype=torch.int64, device=device)
-
-    def state(self, recipe: Recipe, steps_per_epoch: int) -> dict[str, Any]:
-        """Tensors, dicts, lists and scalars only, so that it loads with `weights_only=True`."""
-        return {
-            "format": CHECKPOINT_FORMAT,
-            "recipe": recipe.to_dict(),
-            "recipe_sha256": recipe_sha256(recipe),
-            "steps_per_epoch": steps_per_epoch,
-            "device": self.device.type,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "ema": self.ema.module.state_dict() if self.ema else None,
-            "rng": {
-                "torch": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-                "order_at_epoch_start": self.order_at_epoch_start,
-                "order": self.order.get_state(),
-                "augment": self.augment.get_state(),
-            },
-            "epoch": self.epoch,
-            "batch": self.batch,
-            "step": self.step,
-            "seconds": self.seconds,
-            "sources": self.sources,
-            "history": self.history,
-            "sums": [self.loss_sum, self.correct, self.seen],
-        }
-
-    def restore(self, state: dict[str, Any], steps_per_epoch: int, path: Path) -> None:
-        """Take up `state`, as read by `read_checkpoint`."""
-        if state["steps_per_epoch"] != steps_per_epoch:
-            raise CheckpointError(
-                f"{path}: was made with {state['steps_per_epoch']} batches an epoch, now there are {steps_per_epoch}: "
-                f"the training data has changed; give the same data, or train into a new folder"
-            )
-        if state["device"] != self.device.type:
-            raise CheckpointError(
-                f"{path}: was made on {state['device']}, this run is on {self.device.type}, whose random generators differ: "
-                f"resume with --device {state['device']}"
-            )
-        try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.schedule.load_state_dict(state["schedule"])
-            if self.ema:
-                self.ema.module.load_state_dict(state["ema"])
-        except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{path}: does not fit the model as it is now: {error}") from error
-        self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
-        self.seconds, self.history = state["seconds"], state["history"]
-        now = self.sources[-1]["git"]  # of the code that goes on
-        self.sources = state["sources"]
-        if self.sources[-1]["git"] != now:
-            self.sources.append({"from_step": self.step, "git": now})
-        for own, read in zip((self.loss_sum, self.correct, self.seen), state["sums"], strict=True):
-            own.copy_(read)
-        rng = state["rng"]
-        self.augment.set_state(rng["augment"])
-        # In the middle of an epoch its order is drawn anew, from where it was drawn at first.
-        self.order_at_epoch_start = rng["order_at_epoch_start"]
-        self.order.set_state(rng["order_at_epoch_start"] if 0 < self.batch < steps_per_epoch else rng["order"])
-        torch.set_rng_state(rng["torch"])
-        if rng["cuda"] is not None:
-            torch.cuda.set_rng_state(rng["cuda"], self.device)
-
-
-def _refuse_non_finite_loss(run: _Run, checkpoint: Path) -> None:
-    if not math.isfinite(run.loss_sum.item()):
-        kept = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "no checkpoint was made yet"
-        raise NonFiniteLossError(
-            f"the loss is NaN or infinite at step {run.step} (epoch {run.epoch + 1}, batch {run.batch}); {kept}. "
-            f"Lower optimizer.lr, or lengthen schedule.warmup"
-        )
-
-
-def _refuse_non_finite(weights: dict[str, Tensor], step: int) -> None:
-    """Never save weights that are no good; the check costs a glance at each tensor."""
-    bad = [name for name, w in weights.items() if w.is_floating_point() and not bool(torch.isfinite(w).all())]
-    if bad:
-        raise NonFiniteLossError(
-            f"weight {bad[0]} is NaN or infinite after step {step}; the checkpoint was left as it was. "
-            f"Lower optimizer.lr, or lengthen schedule.warmup"
-        )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Data, signals, display
+def _by(stop: list[str]) -> str:
+    return stop[0] if stop else "a signal to another process"
 
 
 def _batches(
@@ -403,70 +324,10 @@ def _batches(
     )
 
 
-@contextmanager
-def _stop_signals() -> Iterator[list[str]]:
-    """A list that gets the signal's name on Ctrl-C or SIGTERM; the loop looks at it after each step.
+if __name__ == "__main__":  # as torchrun starts it: the same as `gode-zoo train`, where process 0 speaks for all
+    from .cli import main
 
-    A second signal acts at once. Outside the main thread signals are left alone.
-    """
-    stop: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before: dict[int, Any] = {}
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        stop.append("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
-        _logger.warning("stopping after this step and saving; once more stops at once, unsaved")
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    for which in (signal.SIGINT, signal.SIGTERM):
-        before[which] = signal.signal(which, ask)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _display(
-    progress: bool, recipe: Recipe, steps_per_epoch: int, step: int
-) -> AbstractContextManager[Callable[[_Run], None]]:
-    """A function that shows how the run stands: a progress bar on a terminal, else nothing (the log has the epochs)."""
-    if progress:
-        from rich.console import Console
-
-        console = Console(stderr=True)
-        if console.is_terminal:
-            return _progress_bar(console, recipe, steps_per_epoch, step)
-    return nullcontext(lambda run: None)
-
-
-@contextmanager
-def _progress_bar(console: Any, recipe: Recipe, steps_per_epoch: int, step: int) -> Iterator[Callable[[_Run], None]]:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(compact=True),
-        console=console,
-    )
-    then, at = time.monotonic(), step
-    with bar:
-        task = bar.add_task(recipe.name, total=recipe.epochs * steps_per_epoch, completed=step, figures="")
-
-        def show(run: _Run) -> None:
-            nonlocal then, at
-            now = time.monotonic()
-            speed = (run.step - at) * recipe.batch_size / max(now - then, 1e-9)
-            then, at = now, run.step
-            loss, accuracy = (run.loss_sum / run.seen).item(), 100.0 * (run.correct / run.seen).item()
-            figures = f"epoch {run.epoch + 1}/{recipe.epochs}  {speed:,.0f} images/s  loss {loss:.4f}  accuracy {accuracy:.2f} %"
-            bar.update(task, completed=run.step, figures=figures)
-
-        yield show
+    if os.environ.get("RANK", "0") != "0":
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (until the process ends)
+    sys.argv[1:1] = ["train"]
+    main()
