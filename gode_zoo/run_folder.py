@@ -46,6 +46,7 @@ __all__ = [
     "save_initial_kernels",
     "save_weights",
     "source_revision",
+    "torch_bytes",
     "write_log",
     "write_metrics",
 ]
@@ -64,7 +65,11 @@ def recipe_sha256(recipe: Recipe) -> str:
 
 
 def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that at any moment `path` is the old content or the new, whole: beside it, then renamed over."""
+    """Write a file so that at any moment `path` is the old content or the new, whole: beside it, then renamed over.
+
+    Raises:
+        OSError: it cannot be written; `path` is then as it was before.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with beside.open("wb") as file:
@@ -72,9 +77,22 @@ def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise OSError(
+            f"{path}: cannot be written ({error.strerror or error}); it is as it was before. Free space on the disk, or "
+            "check the folder's permissions"
+        ) from error
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def torch_bytes(value: Any) -> bytes:
+    """`torch.save` into memory: written to a full disk directly, its error would not say what is wrong."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
 
 
 def read_checkpoint(path: Path, recipe: Recipe) -> dict[str, Any]:

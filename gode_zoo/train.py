@@ -48,6 +48,7 @@ from .run_folder import (
     remove_leftovers,
     save_initial_kernels,
     save_weights,
+    torch_bytes,
     write_log,
     write_metrics,
 )
@@ -211,7 +212,7 @@ def _train(
             return
         state = run.state(recipe, steps_per_epoch)
         refuse_non_finite_weights(state["model"], run.step)
-        atomic_write(checkpoint_path, lambda file: torch.save(state, file))
+        atomic_write(checkpoint_path, lambda file: file.write(torch_bytes(state)))
 
     if resume and processes.first:
         remove_leftovers(out)
@@ -288,12 +289,11 @@ def _train(
                 row |= {"test_error": test.error, "test_correct": test.correct, "test_total": test.total}
             row["seconds"] = round(seconds_before + time.monotonic() - started, 1)
             run.history.append(row)
-            if processes.first:
-                write_log(out / "train_log.csv", run.history)
             run.epoch, run.batch = epoch + 1, 0
-            save()
+            save()  # before the log, which a resumed run writes again from the checkpoint
             last_save = time.monotonic()
             if processes.first:
+                write_log(out / "train_log.csv", run.history)
                 _logger.info("%s", "  ".join(f"{key} {row[key]:.6g}" for key in LOG_COLUMNS if key in row))
             if epoch + 1 < recipe.epochs and processes.any(bool(stop)):
                 raise TrainingInterrupted(f"stopped by {_by(stop)} after epoch {epoch + 1}; saved {checkpoint_path}")
