@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional as F
 
 from .layers import SplineConv2d, combine, keeping_layout, time_row
 from .splines import BSplineBasis
@@ -92,7 +93,11 @@ class SplineConvField(nn.Module):
 
 
 class ConcatConv2d(nn.Module):
-    """A 3×3 convolution of the state with time as one more channel, put first: the Neural-ODE baseline's layer."""
+    """A 3×3 convolution of the state with time as one more channel, put first: the Neural-ODE baseline's layer.
+
+    The two parts are convolved apart. That of time is t times the convolution of ones, the same for every image, and
+    64 channels instead of 65 suit the convolution's kernels (half the time of a training step in bf16 on a CPU).
+    """
 
     def __init__(
         self,
@@ -104,8 +109,10 @@ class ConcatConv2d(nn.Module):
         self.conv = nn.Conv2d(channels + 1, channels, 3, padding=1, device=device, dtype=dtype)
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
-        plane = t.to(x.dtype).reshape(1, 1, 1, 1).expand(x.shape[0], 1, x.shape[2], x.shape[3])
-        return self.conv(torch.cat([plane, x], dim=1))
+        weight = self.conv.weight
+        ones = torch.ones(1, 1, x.shape[2], x.shape[3], dtype=x.dtype, device=x.device)
+        state = F.conv2d(x, weight[:, 1:], self.conv.bias, padding=1)
+        return state + t.to(state.dtype).reshape(1, 1, 1, 1) * F.conv2d(ones, weight[:, :1], padding=1)
 
 
 class ConcatConvField(nn.Module):

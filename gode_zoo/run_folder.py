@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 CHECKPOINT_FORMAT = 1
-LOG_COLUMNS = ("epoch", "step", "lr", "train_loss", "train_acc", "val_error", "test_error", "seconds")
+LOG_COLUMNS = ("epoch", "step", "lr", "train_loss", "train_acc", "val_error", "test_error", "step_seconds", "seconds")
 
 
 class CheckpointError(RuntimeError):
@@ -157,7 +157,10 @@ def save_initial_kernels(out: Path, model: nn.Module) -> None:
 
 
 def write_log(path: Path, history: list[dict[str, Any]]) -> None:
-    """Write the log anew: one row an epoch, with those of `LOG_COLUMNS` that the run has. Errors are in %."""
+    """Write the log anew: one row an epoch, with those of `LOG_COLUMNS` that the run has.
+
+    Errors are in %; `step_seconds` is the mean of the epoch's steps, `seconds` the time since the run began.
+    """
     columns = [c for c in LOG_COLUMNS if any(c in row for row in history)] if history else list(LOG_COLUMNS)
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")

@@ -228,6 +228,7 @@ def _train(
                 run.order_at_epoch_start = order.get_state()
                 run.loss_sum.zero_(), run.correct.zero_(), run.seen.zero_()
             model.train()
+            epoch_started, epoch_from = time.monotonic(), run.step
             for images, labels in _batches(train_data, recipe, order, run.batch, steps_per_epoch):
                 if recipe.augment.crop_padding:
                     images = zoo_data.random_crop(images, recipe.augment.crop_padding, generator=augment)
@@ -275,12 +276,14 @@ def _train(
                     return TrainResult(out, False, run.step, run.seconds, None, None, run.history)
 
             # End of the epoch: errors, one row of the log, a checkpoint.
+            steps_made = max(run.step - epoch_from, 1)
             row: dict[str, Any] = {
                 "epoch": epoch + 1,
                 "step": run.step,
                 "lr": lr if run.step > first_step else learning_rate(recipe, run.step - 1, steps_per_epoch),
                 "train_loss": (run.loss_sum / run.seen).item(),
                 "train_acc": 100.0 * (run.correct / run.seen).item(),
+                "step_seconds": (time.monotonic() - epoch_started) / steps_made,
             }
             if val_data is not None:
                 row["val_error"] = measure(val_data).error
