@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 __all__ = ["app", "main"]
 
@@ -148,6 +148,53 @@ def predict(
         for i, (name, probability) in enumerate(row):
             table.add_row(str(path) if i == 0 else "", name, f"{100 * probability:.1f} %")
     Console().print(table)
+
+
+@app.command()
+def reproduce(
+    what: Annotated[str, typer.Argument(help="table1, table2, table3, table4 or figure2.")],
+    seeds: Annotated[int, typer.Option(help="Runs of each row of a table.")] = 1,
+    epochs: Annotated[int, typer.Option(help="Epochs of each run; fewer than the paper's 160 are labelled so.")] = 160,
+    out: Annotated[Path, typer.Option(help="Folder of the tables and figures.")] = Path("results"),
+    runs: Annotated[Path, typer.Option(help="Folder of the training runs.")] = Path("runs/reproduce"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with runs that were interrupted.")] = False,
+    no_run: Annotated[bool, typer.Option("--no-run", help="Train nothing: show what there is.")] = False,
+    data_dir: DataDir = None,
+    device: Device = None,
+) -> None:
+    """Run a table or figure of the paper again and put ours beside it. Ctrl-C saves; --resume goes on."""
+    from . import reproduce as again
+    from .train import TrainingInterrupted
+
+    options: dict[str, Any] = {"epochs": epochs, "runs": runs, "data_dir": data_dir, "device": device, "resume": resume}
+    options["run_missing"] = not no_run
+    try:
+        if what == "figure2":
+            from .figure2 import plot_figure2
+
+            figure = plot_figure2(again.figure2_runs(**options))
+            out.mkdir(parents=True, exist_ok=True)
+            for suffix in ("png", "svg"):
+                figure.savefig(out / f"figure2.{suffix}")
+            typer.echo(f"wrote {out / 'figure2.png'} and .svg")
+            return
+        results = list(again.reproduce(what, seeds=seeds, **options | {"run_missing": False}))
+        if not no_run:
+            again.write_table(what, results, out)
+            for i, result in enumerate(again.reproduce(what, seeds=seeds, **options)):
+                results[i] = result
+                again.write_table(what, results, out)  # after each row: an interruption loses none
+    except TrainingInterrupted as stop:
+        Console(stderr=True).print(f"{stop}. Go on with the same command and --resume", markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    head, cells = again.table_cells(results)
+    table = Table(*(Column(name, no_wrap=name != "state") for name in head), box=SIMPLE, padding=0, pad_edge=False)
+    table.title = again.title(what, results)
+    for row in cells:
+        table.add_row(*row)
+    Console().print(table)
+    if not no_run:
+        typer.echo(f"wrote {out / what}.csv and .md")
 
 
 @app.command()
