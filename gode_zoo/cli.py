@@ -180,7 +180,9 @@ def publish(
         typer.echo(f"{done.repo_id}: nothing was sent (--dry-run)")
         return
     what = "published" if done.changed else "nothing has changed since"
-    names = "".join(f", {name}" for name in (done.tag and f"tag {done.tag}", done.pull_request) if name)
+    names = f", tag {done.tag}" if done.tag else ""
+    names += f" (moved from {done.tag_moved_from})" if done.tag_moved_from else ""
+    names += f", {done.pull_request}" if done.pull_request else ""
     typer.echo(f"{done.repo_id}: {what} commit {done.commit}{names}; {len(done.files)} files verified by sha256")
 
 

@@ -106,7 +106,8 @@ def _may_pass(error: BaseException) -> bool:
         return True
     if isinstance(error, HfHubHTTPError):
         return error.response is not None and error.response.status_code in _TRANSIENT
-    return isinstance(error, HTTPError)  # no answer at all: a broken connection or a time-out
+    # No answer at all. After a time-out the user has waited long enough, and is told to run the command again.
+    return isinstance(error, HTTPError) and "Timeout" not in type(error).__name__
 
 
 @contextmanager

@@ -54,6 +54,7 @@ class Publication:
         commit: of the repository, None of a dry run.
         changed: whether a commit was made; not where everything was there already.
         tag: the tag that names the commit, None where there is none: of a dry run, a pull request or a branch.
+        tag_moved_from: the commit that the tag named before, where it was another one.
         pull_request: its address, where one was asked for and opened.
     """
 
@@ -62,6 +63,7 @@ class Publication:
     commit: str | None = None
     changed: bool = False
     tag: str | None = None
+    tag_moved_from: str | None = None
     pull_request: str | None = None
 
 
@@ -111,11 +113,18 @@ def publish(
         head = _prepare(repo_id, branch, private, token, timeout)
         commit, pull_request = _commit(repo_id, branch, head, files, create_pr, token)
         _verify(repo_id, commit, files, token)
-        tag = None
+        tag = moved_from = None
         if branch == _MAIN and not create_pr:
             tag = f"v{_version()}"
-            _tag(repo_id, tag, commit, token)
-    return replace(planned, commit=commit, changed=commit != head, tag=tag, pull_request=pull_request)
+            moved_from = _tag(repo_id, tag, commit, token)
+    return replace(
+        planned,
+        commit=commit,
+        changed=commit != head,
+        tag=tag,
+        tag_moved_from=moved_from,
+        pull_request=pull_request,
+    )
 
 
 def _version() -> str:
@@ -233,8 +242,8 @@ def _verify(repo_id: str, commit: str, files: tuple[StagedFile, ...], token: str
                 )
 
 
-def _tag(repo_id: str, tag: str, commit: str, token: str | None) -> None:
-    """Let `tag` name `commit`."""
+def _tag(repo_id: str, tag: str, commit: str, token: str | None) -> str | None:
+    """Let `tag` name `commit`; returns the commit that it named before, if that was another."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RevisionNotFoundError
 
@@ -242,9 +251,9 @@ def _tag(repo_id: str, tag: str, commit: str, token: str | None) -> None:
     refs = with_retries(f"asking for the tags of {repo_id}", lambda: api.list_repo_refs(repo_id))
     there = {ref.name: ref.target_commit for ref in refs.tags}
     if there.get(tag) == commit:
-        return
+        return None
     if tag in there:
-        _logger.warning("%s: the tag %s moves from %s to %s", repo_id, tag, there[tag], commit)
         with contextlib.suppress(RevisionNotFoundError):  # gone, and only the answer was lost
             with_retries(f"moving the tag {tag}", lambda: api.delete_tag(repo_id, tag=tag))
     with_retries(f"tagging {tag}", lambda: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True))
+    return there.get(tag)
