@@ -21,7 +21,15 @@ from typing import Any
 import timm
 
 from .hub_access import DEFAULT_TIMEOUT, HubError, explained, is_offline, repository, with_retries
-from .hub_folder import PUBLISHED_FILES, build_empty, check_names, check_weights, read_config, weights_limit
+from .hub_folder import (
+    MAX_TEXT_BYTES,
+    PUBLISHED_FILES,
+    build_empty,
+    check_names,
+    check_weights,
+    read_config,
+    weights_limit,
+)
 from .models._pretrained import WeightsError, find_weights, hub_id, known_sha256, list_weights, verify_weights
 
 __all__ = ["download", "fetch"]
@@ -128,25 +136,29 @@ def fetch(
     else:
         listed = {file.rfilename: file for file in remote.siblings or ()}
         check_names(listed, where)
+        wanted = [name for name in files if name in listed]
+
+        def refuse_larger(name: str, most: int) -> None:
+            if (listed[name].size or 0) > most:
+                raise WeightsError(
+                    f"{where}: {name} has {listed[name].size:,} bytes, and {most:,} are the most that it can have here: "
+                    "it was not downloaded; do not use this repository"
+                )
 
         def get(name: str) -> Path:
             with explained(repo_id, revision, "download"):
                 return _get(repo_id, remote.sha, listed[name], token, timeout, cache_dir)
 
+        for name in wanted:
+            if name != "model.safetensors":
+                refuse_larger(name, MAX_TEXT_BYTES)
         folder = get("config.json").parent
         _remember(repo_id, revision, token, timeout, cache_dir)
         config = read_config(folder / "config.json", where)
         model = build_empty(config, where)
-        limit = weights_limit(model)
-        for name in files:
-            if name in listed:
-                most = limit if name == "model.safetensors" else 64 << 20
-                if (listed[name].size or 0) > most:
-                    raise WeightsError(
-                        f"{where}: {name} has {listed[name].size:,} bytes, this model has {most:,} at most: it was not "
-                        "downloaded; do not use this repository"
-                    )
-                get(name)
+        refuse_larger("model.safetensors", weights_limit(model))
+        for name in wanted:
+            get(name)
     _check_hashes(folder, where, sha256, require_metrics)
     check_weights(folder / "model.safetensors", model)
     return folder

@@ -27,6 +27,7 @@ from .models._pretrained import WeightsError
 
 __all__ = [
     "CARD_FILES",
+    "MAX_TEXT_BYTES",
     "NEEDED_FILES",
     "PUBLISHED_FILES",
     "build_empty",
@@ -42,7 +43,7 @@ CARD_FILES = ("README.md", "recipe.yaml", "train_log.csv", "train_log.svg")
 PUBLISHED_FILES = (*NEEDED_FILES, *CARD_FILES)
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".tar")
-_MAX_CONFIG_BYTES = 16 << 20  # label names of many classes fit
+MAX_TEXT_BYTES = 16 << 20  # of a file that is not the weights: label names of many classes fit
 _MAX_HEADER_BYTES = 1 << 20  # of a safetensors file of some hundred tensors
 _MAX_WEIGHTS_BYTES = 8 << 30
 # Sizes in model_args, beyond which a model could fill the memory before its first weight is read.
@@ -89,7 +90,7 @@ def read_config(file: Path, where: str) -> dict[str, Any]:
         WeightsError: it is missing, damaged or refused.
     """
     try:
-        if file.stat().st_size > _MAX_CONFIG_BYTES:
+        if file.stat().st_size > MAX_TEXT_BYTES:
             raise WeightsError(f"{where}: config.json has {file.stat().st_size:,} bytes: it is not a configuration")
         config = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
