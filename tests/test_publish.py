@@ -8,6 +8,7 @@ import pytest
 from hub_client import ROOT, Client
 from hub_runs import make_run, sha256
 from hub_server import TOKEN, Blob
+from safetensors import safe_open
 
 import gode_zoo
 from gode_zoo.hub_folder import PUBLISHED_FILES
@@ -65,6 +66,8 @@ def test_there_and_back_is_bit_equal_and_as_accurate(hub, client, repo, recipe_f
     assert client.cli("download", f"{repo}@{VERSION}", "--to", back)["value"] == 0
     assert {path.name for path in back.iterdir()} == set(PUBLISHED_FILES)
     assert (back / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+    with safe_open(back / "model.safetensors", "pt") as tensors:
+        assert tensors.metadata() == {"format": "pt"}
     code = f"""
 import timm, torch, gode_zoo
 from gode_zoo.evaluate import evaluate
