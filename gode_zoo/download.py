@@ -23,6 +23,7 @@ import timm
 from .hub_access import DEFAULT_TIMEOUT, HubError, explained, is_offline, repository, with_retries
 from .hub_folder import (
     MAX_TEXT_BYTES,
+    NEEDED_FILES,
     PUBLISHED_FILES,
     build_empty,
     check_names,
@@ -104,7 +105,7 @@ def fetch(
     *,
     token: str | None = None,
     timeout: float = DEFAULT_TIMEOUT,
-    files: tuple[str, ...] = ("config.json", "metrics.json", "model.safetensors"),
+    files: tuple[str, ...] = NEEDED_FILES,
     sha256: str | None = None,
     require_metrics: bool = True,
     cache_dir: str | Path | None = None,

@@ -26,7 +26,6 @@ from torch import nn
 from .models._pretrained import WeightsError
 
 __all__ = [
-    "CARD_FILES",
     "MAX_TEXT_BYTES",
     "NEEDED_FILES",
     "PUBLISHED_FILES",
@@ -39,8 +38,7 @@ __all__ = [
 ]
 
 NEEDED_FILES = ("config.json", "model.safetensors", "metrics.json")
-CARD_FILES = ("README.md", "recipe.yaml", "train_log.csv", "train_log.svg")
-PUBLISHED_FILES = (*NEEDED_FILES, *CARD_FILES)
+PUBLISHED_FILES = (*NEEDED_FILES, "README.md", "recipe.yaml", "train_log.csv", "train_log.svg")
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".tar")
 MAX_TEXT_BYTES = 16 << 20  # of a file that is not the weights: label names of many classes fit

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .hub_access import DEFAULT_TIMEOUT, HubError, bounded_requests, explained, is_offline, repository, with_retries
-from .models._pretrained import list_weights
+from .models._pretrained import known_sha256, list_weights
 
 __all__ = ["Publication", "StagedFile", "publish"]
 
@@ -145,11 +145,13 @@ def _stage(folder: Path) -> tuple[StagedFile, ...]:
 
     if not folder.is_dir():
         raise ValueError(f"{folder}: is no folder: give the one of a finished run, such as hub/<arch>.<tag>")
-    bundled = folder.resolve() in {path.resolve() for _, _, path in list_weights()}
-    problems = check_folder(folder, staged=bundled)
+    staged = folder.resolve() in {path.resolve() for _, _, path in list_weights()}
+    problems = check_folder(folder, staged=staged)
     if problems:
         raise ValueError(f"{folder} is not fit to be published, nothing was sent: {'; '.join(problems)}")
-    entry = read_entry(folder, bundled=bundled)
+    entry = read_entry(folder)
+    if known_sha256(entry.metrics["model"], entry.metrics["tag"]) == entry.metrics["sha256"]:
+        entry = replace(entry, bundled=True)  # also where it was downloaded to
     if Path(entry.metrics["dataset"]).is_absolute():
         _logger.warning(
             "recipe.yaml and metrics.json name your folder %s, which readers will see", entry.metrics["dataset"]
