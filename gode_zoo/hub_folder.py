@@ -15,7 +15,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ __all__ = [
     "NEEDED_FILES",
     "PUBLISHED_FILES",
     "build_empty",
+    "check_arguments",
     "check_config",
     "check_names",
     "check_weights",
@@ -106,9 +108,7 @@ def check_config(config: Any, where: str) -> None:
         WeightsError: with the key, its value and what is allowed.
     """
 
-    def refuse(what: str, allowed: str) -> WeightsError:
-        return WeightsError(f"{where}: config.json has {what}: {allowed}")
-
+    refuse = partial(_refusal, where)
     if not isinstance(config, dict):
         raise refuse("no keys", "it must be an object in timm's format")
     architecture = config.get("architecture")
@@ -128,6 +128,16 @@ def check_config(config: Any, where: str) -> None:
         )
     if cfg.get("custom_load"):
         raise refuse(f"custom_load {cfg['custom_load']!r:.100}", "weights are read as safetensors alone: false")
+    check_arguments(arguments, where)
+
+
+def check_arguments(arguments: dict[str, Any], where: str) -> None:
+    """Refuse arguments of a model that would fill the memory when it is built.
+
+    Raises:
+        WeightsError: with the argument, its value and what is allowed.
+    """
+    refuse = partial(_refusal, where)
     for key, value in arguments.items():
         _check_argument(key, value, refuse)
     if (step := arguments.get("step_size")) is not None:
@@ -143,7 +153,11 @@ def check_config(config: Any, where: str) -> None:
             )
 
 
-def _check_argument(key: str, value: Any, refuse: Any) -> None:
+def _refusal(where: str, what: str, allowed: str) -> WeightsError:
+    return WeightsError(f"{where}: config.json has {what}: {allowed}")
+
+
+def _check_argument(key: str, value: Any, refuse: Callable[[str, str], WeightsError]) -> None:
     if value is None or isinstance(value, bool):
         return
     if isinstance(value, str) and len(value) <= 200:

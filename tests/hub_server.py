@@ -96,7 +96,7 @@ class Request:
 
 @dataclass
 class Fault:
-    """kind: cut, cut_after, half, flip, slow or a status code."""
+    """kind: cut, cut_after, half, flip, slow, page (of a proxy) or a status code."""
 
     kind: str | int
     times: int
@@ -219,6 +219,8 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                     request.body = self.rfile.read(length)
                 if fault is not None and fault.kind == "slow":
                     time.sleep(fault.seconds)
+                if fault is not None and fault.kind == "page":
+                    raise Answer(200, b"<html>Log in to this network</html>", {"Content-Type": "text/html"})
                 if fault is not None and isinstance(fault.kind, int):
                     raise Answer(fault.kind, {"error": "on demand"}, {"Retry-After": "0"})
                 names = {k: unquote(v) for k, v in (found.groupdict() if found else {}).items() if v is not None}

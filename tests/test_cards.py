@@ -254,6 +254,11 @@ def test_card_of_a_fine_tuned_run(run):
     assert data.datasets is None and data.eval_results[0].metric_value == 90.0
 
 
+def test_card_of_a_run_that_began_with_random_weights(run):
+    text = cards.card(entry_of(run, finetuned_from=None, split="test"))
+    assert "Trained on pets" in text and "last epoch" not in text and "chosen without this split" in text
+
+
 @pytest.mark.parametrize("dataset", ["/home/me/secret/pets", "pets.tar", "hfds/me/pets", *NAMES])
 def test_card_of_any_data_set(run, dataset):
     """Its name may be anything: nothing of it becomes markup, no row breaks, and the metadata stay YAML."""

@@ -372,6 +372,12 @@ def test_malicious_repository_on_timms_own_way(hub, client, repo, files, what):
     assert raised == "WeightsError" and MALICIOUS[what][1] in error
 
 
+def test_sizes_without_end_are_not_built_without_weights_either(hub, client, repo, files):
+    hub.add(repo, files | MALICIOUS["splines without end"][0](files))
+    kind, error = ours(client, f"timm.create_model('hf-hub:{repo}')")
+    assert kind == "WeightsError" and "num_basis 1000000000" in error
+
+
 def pickle_that_runs(canary) -> bytes:
     """A pickle that makes a file when it is loaded."""
     return b"cos\nsystem\n(S'touch " + str(canary).encode() + b"'\ntR."

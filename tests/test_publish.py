@@ -239,6 +239,21 @@ def test_server_that_stays_busy(hub, client, repo, run_folder):
     assert hub.routes().count("commit") == 4 and published(hub, repo) == {}
 
 
+@pytest.mark.parametrize(
+    ("route", "fault", "message"),
+    [
+        ("info", "page", "the answer is not the Hub's: check HF_ENDPOINT and proxies"),
+        ("validate", "page", "the answer is not the Hub's"),
+        ("validate", 400, "Invalid metadata in README.md"),
+        ("commit", 403, "your token may not do that (HTTP 403)"),
+    ],
+)
+def test_other_answers(hub, client, repo, run_folder, route, fault, message):
+    hub.fault(route, fault)
+    assert message in failed(client.cli("publish", run_folder, "--repo-id", repo))
+    assert repo not in hub.repos or published(hub, repo) == {}
+
+
 def test_slow_server(hub, client, repo, run_folder):
     hub.fault("preupload", "slow", seconds=1.0)
     assert "did not answer in time" in failed(client.cli("publish", run_folder, "--repo-id", repo, "--timeout", "0.2"))

@@ -39,13 +39,15 @@ _LIMITS = {
 
 
 def card(entry: Entry) -> str:
-    """The README.md of one Hub repository.
+    """The README.md of one Hub repository, whose metadata huggingface_hub has read again.
 
     Raises:
         CardError: metrics.json or config.json lacks a figure that the card needs, or has one of the wrong kind.
     """
+    from huggingface_hub import ModelCard
+
     try:
-        return _card(entry)
+        return ModelCard(_card(entry)).content
     except KeyError as error:
         raise CardError(
             f"{entry.folder / 'metrics.json'}: has no {error}: train the model anew or restore the file"
@@ -59,7 +61,7 @@ def card(entry: Entry) -> str:
 def _card(entry: Entry) -> str:
     metrics = entry.metrics
     family = _FAMILIES.get(metrics["model"].partition("_")[0].rstrip("0123456789"), metrics["model"])
-    source = metrics.get("finetuned_from")
+    source = metrics.get("finetuned_from")  # there and null in a run of `finetune` that began with random weights
     how = f"Fine-tuned from `{_plain(source)}`" if source else "Trained"
     return f"""\
 ---
@@ -151,7 +153,7 @@ def _facts(entry: Entry, family: str) -> list[tuple[str, str]]:
 
 def _figures(entry: Entry) -> list[tuple[str, str]]:
     last, split = entry.metrics["last"], _plain(entry.metrics["split"])
-    which = "Error of these weights" if entry.metrics.get("finetuned_from") else "Error, last epoch: these weights"
+    which = "Error of these weights" if "finetuned_from" in entry.metrics else "Error, last epoch: these weights"
     return [
         (which, f"**{_score(last)}**, epoch {last['epoch']}"),
         (f"Standard error of that, from the size of the {split} set", f"{entry.standard_error:.2f} points"),
@@ -224,7 +226,7 @@ def _seeds(metrics: dict[str, Any]) -> str:
 
 def _selection(metrics: dict[str, Any]) -> str:
     """Which split chose these weights, and what that means for the figure."""
-    if metrics.get("finetuned_from"):
+    if "finetuned_from" in metrics:
         if metrics["split"] == "validation":
             return (
                 "These images were held out of the training, but stopping and choosing the weights may have looked at\n"

@@ -218,6 +218,11 @@ def create(
         WeightsError: the weights are refused.
         HubError: the Hub cannot be reached, refuses, or has no such thing.
     """
+    source = kwargs.get("pretrained_cfg")
+    if isinstance(source, dict) and source.get("source") == "hf-hub":
+        from ..hub_folder import check_arguments
+
+        check_arguments(kwargs.get("pretrained_model_args") or {}, str(source["hf_hub_id"]))
     if pretrained:
         overlay = kwargs.get("pretrained_cfg_overlay") or {}
         chosen = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), pretrained_cfg_overlay=overlay)
