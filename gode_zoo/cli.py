@@ -200,7 +200,9 @@ def download(
 
 @hub_app.command("check")
 def hub_check(
-    hub: Annotated[Path | None, typer.Argument(help="Folder of <arch>.<tag>/; default hub/ of the checkout.")] = None,
+    hub: Annotated[
+        Path | None, typer.Argument(help="Folder of <arch>.<tag>/, or one of these; default hub/ of the checkout.")
+    ] = None,
 ) -> None:
     """Check that every folder of hub/ may be published: files, hashes, model, figures, card."""
     from .hub_check import check_hub

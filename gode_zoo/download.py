@@ -60,7 +60,7 @@ def download(
     target = None if to is None else Path(to)
     if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} holds something already: nothing was downloaded; give a new or an empty folder")
-    if "/" in name:
+    if "/" in name or name.startswith("hf-hub:"):
         repo_id, revision = repository(name)
         folder = fetch(repo_id, revision, token=token, timeout=timeout, files=PUBLISHED_FILES)
     else:

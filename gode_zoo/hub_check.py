@@ -41,7 +41,7 @@ class CheckedFolder(NamedTuple):
 
 
 def check_hub(hub: Path | None = None) -> Iterator[CheckedFolder]:
-    """Check every folder of `hub`, by default the checkout's.
+    """Check every folder of `hub`, by default the checkout's; or `hub` itself where it is such a folder.
 
     Raises:
         ValueError: there is no such folder, or none in it.
@@ -52,7 +52,8 @@ def check_hub(hub: Path | None = None) -> Iterator[CheckedFolder]:
         hub = _CHECKOUT / "hub"
     if not hub.is_dir():
         raise ValueError(f"{hub}: is no folder: give the one that holds <arch>.<tag>/")
-    folders = sorted(path for path in hub.iterdir() if path.is_dir())
+    one = (hub / "config.json").is_file() or (hub / "metrics.json").is_file()
+    folders = [hub] if one else sorted(path for path in hub.iterdir() if path.is_dir())
     if not folders:
         raise ValueError(f"{hub}: has no folder <arch>.<tag>/: there is nothing to check")
     for folder in folders:
@@ -75,8 +76,10 @@ def check_folder(folder: Path, *, staged: bool) -> list[str]:
     needed = [name for name in PUBLISHED_FILES if staged or name not in ("README.md", "train_log.svg")]
     problems += [f"{folder / name}: is missing" for name in needed if name not in present and name != "train_log.svg"]
     if staged:
-        for name in sorted(present - {*PUBLISHED_FILES, *_LOCAL}):
-            problems.append(f"{folder / name}: is none of the files that are published: remove it")
+        others = sorted(present - {*PUBLISHED_FILES, *_LOCAL})
+        if others:
+            shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+            problems.append(f"{folder}: has files that are not published: {shown}: remove them")
     if problems:
         return problems
     try:

@@ -158,6 +158,7 @@ def test_missing_repository_revision_and_files(hub, client, repo, files):
         kind, error = ours(client, f"gode_zoo.download('{repo}')")
         assert kind == "WeightsError" and message in error
     assert ours(client, "gode_zoo.evaluate.load_published('them/none')")[1].endswith("hf-hub:them/none")
+    assert ours(client, "gode_zoo.evaluate.load_published('hf-hub:none')")[0] == "ValueError"
 
 
 def test_private_without_and_with_a_wrong_token(hub, client, repo, files):

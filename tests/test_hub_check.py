@@ -60,7 +60,11 @@ DAMAGE = {
     "file missing": (lambda f: (f / "train_log.csv").unlink(), "train_log.csv: is missing"),
     "card missing": (lambda f: (f / "README.md").unlink(), "README.md: is missing"),
     "plot missing": (lambda f: (f / "train_log.svg").unlink(), "train_log.svg: is not what metrics.json"),
-    "pickle": (lambda f: (f / "pytorch_model.bin").write_bytes(b"x"), "pytorch_model.bin: is none of the files"),
+    "pickle": (
+        lambda f: (f / "pytorch_model.bin").write_bytes(b"x"),
+        "has files that are not published: pytorch_model.bin",
+    ),
+    "many others": (lambda f: [(f / f"{i}").write_bytes(b"") for i in range(99)], "0, 1, 10, 11, 12 and 94 more"),
     "weights": (append("model.safetensors", b"x"), "model.safetensors: is not a whole safetensors file"),
     "recipe": (append("recipe.yaml", b"x: 1\n"), "recipe.yaml: sha256 is"),
     "card": (append("README.md", b"100 %"), "README.md: is not what metrics.json and train_log.csv say"),
@@ -108,7 +112,7 @@ def test_command(staged, monkeypatch, capsys, tmp_path):
     assert hub_check(monkeypatch, staged.parent) == 0
     assert capsys.readouterr().out == f"{NAME}: good\n"
     change_metrics(staged, parameters=7)
-    assert hub_check(monkeypatch, staged.parent) == 1
+    assert hub_check(monkeypatch, staged.parent) == hub_check(monkeypatch, staged) == 1
     out = capsys.readouterr().out
     assert f"{NAME}: not fit\n" in out and "parameters is 7" in out
     under_way = staged.parent / "stem_mnist.more"

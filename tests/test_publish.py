@@ -255,9 +255,9 @@ def test_other_answers(hub, client, repo, run_folder, route, fault, message):
 
 
 def test_slow_server(hub, client, repo, run_folder):
-    hub.fault("preupload", "slow", seconds=1.0)
-    assert "did not answer in time" in failed(client.cli("publish", run_folder, "--repo-id", repo, "--timeout", "0.2"))
-    assert published(hub, repo) == {}
+    hub.fault("preupload", "slow", seconds=2.0)
+    assert "did not answer in time" in failed(client.cli("publish", run_folder, "--repo-id", repo, "--timeout", "0.5"))
+    assert repo not in hub.repos or published(hub, repo) == {}
     hub.reset()
     assert client.cli("publish", run_folder, "--repo-id", repo)["value"] == 0
 
