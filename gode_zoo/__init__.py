@@ -4,9 +4,11 @@ Importing it registers the models with timm. ``gode_zoo.torchdyn`` is imported o
 """
 
 from . import models
+from .download import download
 from .fields import ConcatConvField, LiftedField, SplineConvField, lift
 from .layers import SplineConv2d, SplineGroupNorm, SplineLinear
 from .ode_block import ODEBlock
+from .publish import publish
 from .solvers import SOLVERS, Solution, Tableau
 from .splines import BSplineBasis
 
@@ -25,6 +27,8 @@ __all__ = [
     "SplineLinear",
     "Tableau",
     "__version__",
+    "download",
     "lift",
     "models",
+    "publish",
 ]

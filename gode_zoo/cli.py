@@ -22,6 +22,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+hub_app = typer.Typer(help="The folders that are published.", no_args_is_help=True)
+app.add_typer(hub_app, name="hub")
+
+Timeout = Annotated[float, typer.Option(help="Seconds for which the Hub may keep silent.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder of datasets; default GODE_ZOO_DATA and the cache.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default CUDA where there is one.")]
 
@@ -56,6 +60,8 @@ def _options(
     ] = False,
 ) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for name in ("httpx", "httpx2", "timm"):  # a line for each request and each file
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @app.command("list")
@@ -102,7 +108,9 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Annotated[list[str] | None, typer.Argument(help="arch, arch.tag, or the folder of a finished run.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Argument(help="arch, arch.tag, hf-hub:ORG/NAME, or a run's folder.")
+    ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every model that has weights.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 where an error is not the one reported.")] = False,
     data_dir: DataDir = None,
@@ -136,7 +144,7 @@ def evaluate(
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Argument(help="arch, arch.tag, or the folder of a finished run.")],
+    model: Annotated[str, typer.Argument(help="arch, arch.tag, hf-hub:ORG/NAME, or a run's folder.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     topk: Annotated[int, typer.Option(help="Classes to show of each image.")] = 3,
 ) -> None:
@@ -195,6 +203,66 @@ def reproduce(
     Console().print(table)
     if not no_run:
         typer.echo(f"wrote {out / what}.csv and .md")
+
+
+@app.command()
+def publish(
+    folder: Annotated[Path, typer.Argument(help="hub/<arch>.<tag>, or the folder of a finished run.")],
+    repo_id: Annotated[str, typer.Option("--repo-id", help="ORG/NAME on the Hub; it is made where there is none.")],
+    private: Annotated[bool, typer.Option("--private", help="Make it private; refuse one that is public.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to commit to, which must exist; default main.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List files, sizes and hashes; send nothing.")] = False,
+    timeout: Timeout = 20.0,
+) -> None:
+    """Publish a finished run to the Hugging Face Hub: weights, card, recipe, metrics and log, in one commit."""
+    from .publish import publish as push
+
+    done = push(
+        folder, repo_id, private=private, revision=revision, create_pr=create_pr, dry_run=dry_run, timeout=timeout
+    )
+    if dry_run:
+        for file in done.files:
+            typer.echo(f"{file.sha256}  {file.size:>13,}  {file.name}")
+        typer.echo(f"{done.repo_id}: nothing was sent (--dry-run)")
+        return
+    what = "published" if done.changed else "nothing has changed since"
+    names = f", tag {done.tag}" if done.tag else ""
+    names += f" (moved from {done.tag_moved_from})" if done.tag_moved_from else ""
+    names += f", {done.pull_request}" if done.pull_request else ""
+    typer.echo(f"{done.repo_id}: {what} commit {done.commit}{names}; {len(done.files)} files verified by sha256")
+
+
+@app.command()
+def download(
+    name: Annotated[str, typer.Argument(help="arch, arch.tag, or ORG/NAME[@REVISION] on the Hub.")],
+    to: Annotated[Path | None, typer.Option(help="Folder to copy it to; default the cache.")] = None,
+    timeout: Timeout = 20.0,
+) -> None:
+    """Fetch weights with their card, check them, and print the folder."""
+    from .download import download as fetch
+
+    typer.echo(str(fetch(name, to, timeout=timeout)))
+
+
+@hub_app.command("check")
+def hub_check(
+    hub: Annotated[
+        Path | None, typer.Argument(help="Folder of <arch>.<tag>/, or one of these; default hub/ of the checkout.")
+    ] = None,
+) -> None:
+    """Check that every folder of hub/ may be published: files, hashes, model, figures, card."""
+    from .hub_check import check_hub
+
+    failed = False
+    for folder, problems, unfinished in check_hub(hub):
+        failed = failed or bool(problems)
+        verdict = "a training under way, not checked" if unfinished else "not fit" if problems else "good"
+        typer.echo(f"{folder.name}: {verdict}")
+        for problem in problems:
+            typer.echo(f"  {problem}")
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

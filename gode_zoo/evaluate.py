@@ -17,6 +17,7 @@ from timm.data.model_config import resolve_input_data_config
 from torch import nn
 
 from . import data as zoo_data
+from .download import download
 from .models._pretrained import WeightsError, find_weights, verify_weights
 
 __all__ = ["TOLERANCE", "Evaluation", "Score", "count_correct", "evaluate", "load_published"]
@@ -80,11 +81,17 @@ def load_published(name: str) -> tuple[nn.Module, Path]:
     """A published model and the folder of its weights, whose sha256 was checked.
 
     Args:
-        name: `arch`, whose default weights are meant, `arch.tag`, or the folder of a finished run.
+        name: `arch`, whose default weights are meant, `arch.tag`, the folder of a finished run, or a repository of the
+            Hub as `hf-hub:ORG/NAME[@REVISION]`.
 
     Raises:
         WeightsError: no such weights, or not those that were published.
+        HubError: the Hub cannot be reached, refuses, or has no such repository.
     """
+    if name.startswith("hf-hub:"):
+        name = str(download(name))
+    elif "/" in name and not Path(name).is_dir():
+        raise WeightsError(f"{name}: is no folder; a repository of the Hub is written hf-hub:{name}")
     if Path(name).is_dir():
         folder = Path(name)
         if not (folder / "model.safetensors").is_file():

@@ -25,7 +25,7 @@ from typing import IO, Any
 
 import timm
 import torch
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 from timm.models import save_for_hf
 from torch import nn
 
@@ -195,10 +195,14 @@ def best_epoch(history: list[dict[str, Any]], total: int) -> tuple[dict[str, Any
 
 
 def save_weights(out: Path, model: nn.Module, recipe: Recipe, classes: tuple[str, ...]) -> None:
-    """Write model.safetensors and config.json in timm's Hub format; `classes` are the labels' names, in their order."""
+    """Write model.safetensors and config.json in timm's Hub format; `classes` are the labels' names, in their order.
+
+    The file of weights says in its metadata that they are PyTorch's, which readers other than timm ask for.
+    """
     with tempfile.TemporaryDirectory(dir=out, prefix=".publish-") as folder:
         overlay = {"label_names": list(classes), "pretrained_cfg": {"tag": recipe.tag}}
         save_for_hf(model, folder, model_config=overlay, safe_serialization=True)
+        save_file(model.state_dict(), Path(folder, "model.safetensors"), metadata={"format": "pt"})
         for name in ("model.safetensors", "config.json"):
             os.chmod(Path(folder, name), 0o644)
             os.replace(Path(folder, name), out / name)

@@ -50,3 +50,33 @@ def recipe_file(recipe_dict, tmp_path):
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(recipe_dict))
     return path
+
+
+@pytest.fixture(scope="session")
+def hub_process(tmp_path_factory):
+    """A server and one client in a process of its own, for every test of the Hub."""
+    from hub_client import Client
+    from hub_server import TOKEN, HubServer
+
+    home = tmp_path_factory.mktemp("hub") / "home"
+    home.mkdir()
+    with HubServer() as server, Client(server.endpoint, home, HF_TOKEN=TOKEN) as client:
+        client.home = home
+        yield server, client
+
+
+@pytest.fixture
+def hub(hub_process):
+    """The server, with no fault and an empty log."""
+    hub_process[0].reset()
+    yield hub_process[0]
+    hub_process[0].reset()
+
+
+@pytest.fixture
+def client(hub_process, hub):
+    """The client, with the right token."""
+    from hub_server import TOKEN
+
+    hub_process[1].run("value = None", HF_TOKEN=TOKEN)
+    return hub_process[1]

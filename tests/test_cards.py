@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import yaml
+from hub_runs import make_run
 from huggingface_hub import ModelCard
 
 from gode_zoo import cards
@@ -220,3 +223,112 @@ def test_the_cards_of_this_repository_are_current(capsys):
 def test_recipes_in_the_cards_are_yaml():
     for entry in cards.read_hub(ROOT / "hub"):
         assert yaml.safe_load(entry.recipe)["model"] == entry.metrics["model"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs of anybody, and the plot
+
+NAMES = "a|b", "`c`", "<script>alert(1)</script>", "[x](javascript:y)", "two\nlines", "Größe"
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A fine-tuned run on a data set of somebody's own."""
+    return make_run(tmp_path / "run", finetuned_from="gode_mnist_m4.modern")
+
+
+def entry_of(run: Path, **changes) -> cards.Entry:
+    metrics = json.loads((run / "metrics.json").read_text()) | changes
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    return cards.read_entry(run)
+
+
+def test_card_of_a_fine_tuned_run(run):
+    text = cards.card(entry_of(run))
+    data = ModelCard(text).data
+    assert "Fine-tuned from `gode_mnist_m4.modern` on pets" in text and "pets, validation set" in text
+    assert "expect a somewhat higher error on new images" in text and "last epoch" not in text
+    assert "10.00 % of the held-out images, epoch 2; selected by the validation split" in text
+    assert "| Classes | cat, dog |" in text and "hf-hub:ORG/NAME" in text
+    assert data.eval_results[0].dataset_split == "validation" and data.eval_results[0].dataset_type == "imagefolder"
+    assert data.datasets is None and data.eval_results[0].metric_value == 90.0
+
+
+def test_card_of_a_run_that_began_with_random_weights(run):
+    text = cards.card(entry_of(run, finetuned_from=None, split="test"))
+    assert "Trained on pets" in text and "last epoch" not in text and "chosen without this split" in text
+
+
+@pytest.mark.parametrize("dataset", ["/home/me/secret/pets", "pets.tar", "hfds/me/pets", *NAMES])
+def test_card_of_any_data_set(run, dataset):
+    """Its name may be anything: nothing of it becomes markup, no row breaks, and the metadata stay YAML."""
+    text = cards.card(entry_of(run, dataset=dataset))
+    card = ModelCard(text)
+    assert "secret" not in text and "<script" not in card.text and "[x](javascript" not in card.text
+    assert card.data.datasets == (["me/pets"] if dataset == "hfds/me/pets" else None)
+    rows = [line for line in card.text.splitlines() if line.startswith("| ")]
+    assert all(row.count("|") == 3 for row in rows), rows
+
+
+def test_card_of_any_labels(run):
+    config = json.loads((run / "config.json").read_text()) | {"label_names": [*NAMES, *map(str, range(9994))]}
+    (run / "config.json").write_text(json.dumps(config))
+    card = ModelCard(cards.card(entry_of(run)))
+    assert "and 9,980 more, which `config.json` names" in card.content and "<script" not in card.content
+    assert "two lines" in card.content and len(card.content) < 6000
+
+
+def test_several_seeds(run):
+    text = cards.card(entry_of(run, seeds=[0, 1, 2], num_seeds=3, seed_errors=[10.0, 11.0, 12.0]))
+    assert "3, seeds 0, 1, 2: error 11.00 ± 1.00 % (mean ± standard deviation), each 10.00, 11.00, 12.00" in text
+    assert "the error of each was not recorded" in cards.card(entry_of(run, seeds=[0, 1], num_seeds=2, seed_errors=[]))
+
+
+def test_plot_has_a_point_for_each_value_of_the_log(run):
+    """The points lie, by the scale of the ticks, where the log says."""
+    log = "epoch,train_loss,val_error,test_error\n1,2.0,50,\n2,1.0,25,30\n4,0.5,0,10\n"
+    (run / "train_log.csv").write_text(log)
+    root = ElementTree.fromstring(cards.plot_log(entry_of(run)))
+    lines = {line.get("stroke"): line.get("points") for line in root.iterfind(".//{*}polyline")}
+    points = {colour: [tuple(map(float, point.split(","))) for point in text.split()] for colour, text in lines.items()}
+    assert [len(p) for p in points.values()] == [3, 3, 2]
+    loss, validation, test = points.values()
+    # Epoch 4 is the right edge of both panels, epoch 0 the left; 2.0 and 50 are the upper edges.
+    assert loss == [(130.0, 40.0), (208.0, 148.0), (364.0, 202.0)]
+    assert validation == [(510.0, 40.0), (588.0, 148.0), (744.0, 256.0)]
+    assert test == [(588.0, pytest.approx(126.4, abs=0.05)), (744.0, pytest.approx(212.8, abs=0.05))]
+    assert len(list(root.iterfind(".//{*}circle"))) == 8 and not list(root.iterfind(".//{*}script"))
+
+
+@pytest.mark.parametrize(
+    "log", [None, "epoch,train_loss\n", "epoch,seconds\n1,2\n", "epoch,train_loss\n1,nan\n2,inf\nx,1\n"]
+)
+def test_without_anything_to_draw_there_is_no_plot(run, log):
+    (run / "train_log.csv").unlink() if log is None else (run / "train_log.csv").write_text(log)
+    entry = entry_of(run)
+    assert cards.plot_log(entry) is None and "train_log.svg" not in cards.card(entry)
+
+
+@pytest.mark.parametrize("values", [[1e-7, 1e-9], [0.0, 0.0], [123456.0, 2.0], [0.42, 4.9], [-1.0, 2.0]])
+def test_plot_of_any_size_stays_in_its_frame(run, values):
+    rows = "".join(f"{epoch},{value}\n" for epoch, value in enumerate(values, 1))
+    (run / "train_log.csv").write_text(f"epoch,train_loss\n{rows}")
+    root = ElementTree.fromstring(cards.plot_log(entry_of(run)))
+    heights = [float(circle.get("cy")) for circle in root.iterfind(".//{*}circle")]
+    assert len(heights) == len(values) and all(40 <= height <= 256 for height in heights)
+
+
+def test_python_in_the_cards_runs():
+    for entry in cards.read_hub(ROOT / "hub"):
+        space: dict = {}
+        for code in re.findall(r"```python\n(.*?)```", cards.card(entry), re.DOTALL):
+            exec(compile(code, f"card of {entry.name}", "exec"), space)
+        assert space["probabilities"].shape == (2, 10) and space["model"].num_classes == 5
+
+
+def test_python_in_the_card_of_a_run_runs(run):
+    blocks = re.findall(r"```python\n(.*?)```", cards.card(entry_of(run)), re.DOTALL)
+    space: dict = {}
+    for code in blocks:
+        exec(code.replace("hf-hub:ORG/NAME", f"local-dir:{run}"), space)
+    assert len(blocks) == 2 and space["probabilities"].shape == (2, 2)

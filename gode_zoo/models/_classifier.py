@@ -8,16 +8,17 @@ has no padding: 28×28 pixels become a state of 6×6, 32×32 become 7×7.
 
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import torch
 from timm.layers import ClassifierHead
-from timm.models import build_model_with_cfg
+from timm.models import PretrainedCfg, build_model_with_cfg
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ._pretrained import list_weights, verify_weights
+from ._pretrained import WeightsError, hub_id, known_sha256, list_weights, verify_weights
 
 __all__ = ["CHANNELS", "CIFAR10_CFG", "MNIST_CFG", "StemBlockHead", "cfg", "create"]
 
@@ -208,18 +209,25 @@ def create(
     filter_fn: Callable[..., dict[str, Tensor]] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a registered model as timm does, after checking the sha256 of bundled weights.
+    """Build a registered model as timm does, after checking the weights that it would load.
+
+    Bundled weights and those of a local folder are held against their sha256. Weights of the Hub are fetched and
+    checked by `gode_zoo.download.fetch`, and timm is given the file that was checked.
 
     Raises:
-        WeightsError: if bundled weights are not those that were published.
+        WeightsError: the weights are refused.
+        HubError: the Hub cannot be reached, refuses, or has no such thing.
     """
+    source = kwargs.get("pretrained_cfg")
+    if isinstance(source, dict) and source.get("source") == "hf-hub":
+        from ..hub_folder import check_arguments
+
+        check_arguments(kwargs.get("pretrained_model_args") or {}, str(source["hf_hub_id"]))
     if pretrained:
-        chosen = resolve_pretrained_cfg(
-            variant, kwargs.get("pretrained_cfg"), pretrained_cfg_overlay=kwargs.get("pretrained_cfg_overlay")
-        )
-        bundled = {str(folder / "model.safetensors"): folder for _, _, folder in list_weights()}
-        if chosen.file in bundled:
-            verify_weights(bundled[chosen.file] / "model.safetensors")
+        overlay = kwargs.get("pretrained_cfg_overlay") or {}
+        chosen = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), pretrained_cfg_overlay=overlay)
+        if fetched := _check_weights(chosen, variant, kwargs.get("cache_dir")):
+            kwargs["pretrained_cfg_overlay"] = {**overlay, "source": None, "file": str(fetched)}
     return build_model_with_cfg(
         cls,
         variant,
@@ -228,3 +236,34 @@ def create(
         feature_cfg={"out_indices": (0, 1, 2), "feature_cls": "getter"},
         **kwargs,
     )
+
+
+def _check_weights(chosen: PretrainedCfg, variant: str, cache_dir: Any) -> Path | None:
+    """Check the weights that timm would load; of weights on the Hub the file into which they were fetched."""
+    if chosen.source == "local-dir":
+        folder = Path(str(chosen.file))
+        if (folder / "metrics.json").is_file() and (folder / "model.safetensors").is_file():
+            verify_weights(folder / "model.safetensors", "restore the one, or remove the other if the weights are new")
+    elif chosen.source != "hf-hub" and chosen.file:
+        bundled = {str(folder / "model.safetensors"): folder for _, _, folder in list_weights()}
+        if chosen.file in bundled:
+            verify_weights(bundled[chosen.file] / "model.safetensors")
+    elif chosen.hf_hub_id and not chosen.state_dict:
+        from ..download import fetch
+        from ..hub_access import repository
+
+        if chosen.hf_hub_filename not in (None, "model.safetensors"):
+            raise WeightsError(
+                f"{chosen.hf_hub_id}: hf_hub_filename={chosen.hf_hub_filename!r}: model.safetensors alone is loaded"
+            )
+        repo_id, revision = repository(chosen.hf_hub_id)
+        of_the_zoo = chosen.source != "hf-hub" and chosen.hf_hub_id == hub_id(variant, str(chosen.tag))
+        folder = fetch(
+            repo_id,
+            revision,
+            sha256=known_sha256(variant, str(chosen.tag)) if of_the_zoo else None,
+            require_metrics=of_the_zoo,
+            cache_dir=cache_dir,
+        )
+        return folder / "model.safetensors"
+    return None
