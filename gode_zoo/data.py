@@ -17,6 +17,7 @@ Shapes: N images, C channels, H rows, W columns. Augmentation is a pure function
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import logging
@@ -175,11 +176,18 @@ def _download(name: str, roots: list[Path]) -> None:
         "torch/cifar10": (torchvision.datasets.CIFAR10, "cifar10"),
     }[name]
     root = roots[-1] / folder
+    new = [path for path in (root, *root.parents) if not path.exists()]
     _logger.info("downloading %s into %s", name, root)
     try:
         for train in (True, False):
             kind(str(root), train=train, download=True)
     except (OSError, RuntimeError) as error:  # no network, a full disk, a wrong md5 sum
+        for path in (
+            *sorted(root.rglob("*"), reverse=True),
+            *new,
+        ):  # a folder made for nothing, perhaps at a mistyped path
+            with contextlib.suppress(OSError):
+                path.rmdir()  # of an empty folder; anything else stays
         raise DataError(_missing(name, roots, f" (the download failed: {str(error).splitlines()[0]})")) from error
 
 

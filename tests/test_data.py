@@ -3,6 +3,7 @@
 import gzip
 import os
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,6 +121,17 @@ def test_a_missing_dataset_says_what_where_and_how(tmp_path, monkeypatch):
     (tmp_path / "x.tar").write_bytes(b"no tar")
     with pytest.raises(DataError, match=r"x\.tar: cannot be read"):
         load_dataset(str(tmp_path / "x.tar"), "train")
+
+
+def test_a_failed_download_leaves_no_folder_behind(tmp_path, monkeypatch):
+    def refuse(url, download_root, **_):
+        Path(download_root).mkdir(parents=True, exist_ok=True)
+        raise RuntimeError(f"Error downloading {url}")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
+    with pytest.raises(DataError, match="the download failed"):
+        load_dataset("torch/mnist", "train", data_dir=tmp_path / "mistyped" / "path")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_split_is_not_replaced_by_the_other(digits):
