@@ -168,5 +168,46 @@ def benchmark(
     Console().print(table)
 
 
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="arch, arch.tag, or the folder of a finished run.")],
+    format: Annotated[str, typer.Option("--format", help="onnx, torchexport or torchscript.")],
+    out: Annotated[Path | None, typer.Option(help="The file; default <arch>.<tag> with the format's ending.")] = None,
+    bake: Annotated[bool, typer.Option(help="Fix the weights for the model's grid, or keep its splines.")] = True,
+    dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Take any number of images at once.")] = False,
+    batch_size: Annotated[int | None, typer.Option(help="Images at once without --dynamic-batch; default 1.")] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Quantise to int8 (onnx), with the accuracy that costs.")
+    ] = False,
+    images: Annotated[int | None, typer.Option(help="Test images to run back; default all.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Write a model to a file, run it back on test images, and exit with 1 where its accuracy is not the source's."""
+    from .export import ExportError
+    from .export import export as write
+
+    try:
+        result = write(
+            model,
+            format,
+            out,
+            bake=bake,
+            dynamic_batch=dynamic_batch,
+            batch_size=batch_size,
+            int8=int8,
+            images=images,
+            data_dir=data_dir,
+        )
+    except ExportError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    weights = "fixed weights" if result.baked else "weights as in the source"
+    typer.echo(
+        f"{result.path}: {result.path.stat().st_size:,} bytes, {weights}\n"
+        f"largest difference of a logit: {result.largest_difference:.3g}\n"
+        f"test error on {result.source.total:,} images: {result.exported.error:.2f} %, source {result.source.error:.2f} %"
+    )
+
+
 if __name__ == "__main__":
     main()
