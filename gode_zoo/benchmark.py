@@ -84,7 +84,7 @@ class FixedBlock(nn.Module):
         self.field: Any = block.field
         self.step_sizes = block.step_sizes
         with torch.no_grad():
-            self.weights = [list(w.unbind()) for w in self.field.stage_weights(block.table)]  # type: ignore[operator]
+            self.weights = [list(w) for w in self.field.stage_weights(block.table)]  # type: ignore[operator]
 
     def forward(self, x: Tensor) -> Tensor:
         """The state at the end of the span."""

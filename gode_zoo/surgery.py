@@ -31,6 +31,7 @@ class BakedBlock(nn.Module):
     """
 
     num_stages: Final[int]
+    leaping: Final[bool]
     if TYPE_CHECKING:
         convs: (
             Any  # a ModuleList of ModuleLists, which mypy cannot iterate over; TorchScript must not see the annotation
@@ -45,15 +46,19 @@ class BakedBlock(nn.Module):
         assert isinstance(field, SplineConvField) and block.fixed
         self.stages, self.weights = copy.deepcopy(block.stages), list(block.weights)
         self.step_sizes, self.num_stages = list(block.step_sizes), len(block.weights)
+        self.leaping = block.leaping
         self.norms = copy.deepcopy(field.norms)
         with torch.no_grad():
             kernels = field.stage_weights(block.table)
             layers = [nn.ModuleList(_conv(k[s]) for k in kernels) for s in range(len(block.times))]
-        self.convs = nn.ModuleList(layers[s] for step in block.stage_index for s in step)
+        order = range(len(layers)) if self.leaping else [s for step in block.stage_index for s in step]
+        self.convs = nn.ModuleList(layers[s] for s in order)
         self.train(block.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """The state at the end of the span: ``(B, C, H, W)`` to the same shape."""
+        if self.leaping:
+            return self._leap(x)
         slopes: list[Tensor] = []
         for call, convs in enumerate(self.convs):
             step, stage = self.step_sizes[call // self.num_stages], call % self.num_stages
@@ -69,6 +74,19 @@ class BakedBlock(nn.Module):
                     if b != 0.0:
                         x = torch.add(x, slopes[j], alpha=step * b)
                 slopes.clear()
+        return x
+
+    def _leap(self, x: Tensor) -> Tensor:
+        """The steps of ``reversible.leapfrog``."""
+        v = torch.zeros_like(x)
+        for call, convs in enumerate(self.convs):
+            half = self.step_sizes[call - 1] / 2 if call > 0 else 0.0
+            y = torch.add(x, v, alpha=half)
+            slope = y
+            for norm, conv in zip(self.norms, convs):  # noqa: B905 (TorchScript's zip has no strict)
+                slope = conv(torch.relu(norm(slope)))
+            v = 2 * slope - v if call > 0 else slope
+            x = torch.add(y, v, alpha=half)
         return x
 
 

@@ -12,6 +12,7 @@ SETTINGS = [
     {},
     {"solver": "rk4", "num_steps": 3},
     {"solver": "heun", "step_size": 0.3, "num_convs": 1},  # the last step is shorter
+    {"solver": "leapfrog", "step_size": 0.3},
     {"solver": "midpoint", "num_steps": 2, "num_convs": 3, "degree": 3, "knots": "clamped"},
 ]
 
