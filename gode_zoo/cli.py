@@ -209,5 +209,47 @@ def export(
     )
 
 
+@app.command()
+def sweep(
+    model: Annotated[str, typer.Argument(help="arch, arch.tag, or the folder of a finished run.")],
+    solver: Annotated[str, typer.Option(help="Solvers, with commas.")] = "euler,midpoint,rk4",
+    steps: Annotated[str, typer.Option(help="Numbers of steps, with commas.")] = "1,2,3,5,10,20,40",
+    max_loss: Annotated[float, typer.Option(help="Points of accuracy that may be lost.")] = 0.5,
+    images: Annotated[int | None, typer.Option(help="Test images to classify.")] = 2000,
+    out: Annotated[
+        Path | None, typer.Option(help="CSV and PNG without their ending; default results/sweep_MODEL.")
+    ] = None,
+    data_dir: DataDir = None,
+    device: Device = None,
+) -> None:
+    """Accuracy against cost for solvers and grids, and the cheapest setting within a loss."""
+    from .sweep import cheapest, plot_sweep, write_csv
+    from .sweep import sweep as measure
+
+    try:
+        numbers = [int(part) for part in steps.split(",")]
+    except ValueError:
+        raise ValueError(f"steps={steps!r}: must be whole numbers with commas between, such as 5,10,20") from None
+    names = [part.strip() for part in solver.split(",")]
+    if not max_loss >= 0:
+        raise ValueError(f"max_loss={max_loss}: must be 0 or more points of accuracy")
+    points = measure(model, solvers=names, steps=numbers, images=images, data_dir=data_dir, device=device)
+    chosen = cheapest(points, max_loss)
+    table = Table("solver", "steps", "NFE", "ms", "accuracy %", "loss", "")
+    for p in points:
+        note = "cheapest" if p is chosen else "published" if p.published else ""
+        table.add_row(p.solver, str(p.steps), str(p.nfe), f"{p.ms:.2f}", f"{p.accuracy:.2f}", f"{p.loss:.2f}", note)
+    Console().print(table)
+    base = out or Path("results") / f"sweep_{Path(model).name}"
+    base.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(points, base.with_name(base.name + ".csv"))
+    picture = base.with_name(base.name + ".png")
+    plot_sweep(points, chosen, model).savefig(picture)
+    typer.echo(
+        f"{base}.csv, .png. Cheapest within {max_loss} points: solver={chosen.solver!r}, num_steps={chosen.steps} "
+        f"({chosen.nfe} calls, loses {chosen.loss:.2f})"
+    )
+
+
 if __name__ == "__main__":
     main()

@@ -76,12 +76,11 @@ class Evaluation:
         return same_size and abs(self.measured.error - self.reported.error) <= TOLERANCE + 1e-9
 
 
-def load_published(name: str, **model_args: Any) -> tuple[nn.Module, Path]:
+def load_published(name: str) -> tuple[nn.Module, Path]:
     """A published model and the folder of its weights, whose sha256 was checked.
 
     Args:
         name: `arch`, whose default weights are meant, `arch.tag`, or the folder of a finished run.
-        model_args: keywords of the model that replace those it was trained with, such as solver and num_steps.
 
     Raises:
         WeightsError: no such weights, or not those that were published.
@@ -91,12 +90,12 @@ def load_published(name: str, **model_args: Any) -> tuple[nn.Module, Path]:
         if not (folder / "model.safetensors").is_file():
             raise WeightsError(f"{folder}: has no model.safetensors: give the folder of a finished run")
         verify_weights(folder / "model.safetensors")
-        return timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True, **model_args).eval(), folder
+        return timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval(), folder
     arch, _, tag = name.partition(".")
     if not tag and timm.is_model(arch):
         tag = timm.get_pretrained_cfg_value(arch, "tag") or ""
     folder = find_weights(arch, tag)
-    return timm.create_model(f"{arch}.{tag}", pretrained=True, **model_args).eval(), folder
+    return timm.create_model(f"{arch}.{tag}", pretrained=True).eval(), folder
 
 
 def evaluate(

@@ -91,7 +91,7 @@ def export(
         dynamic_batch: let the file take any number of images at once. TorchScript always does.
         batch_size: the number it takes otherwise; default 1.
         int8: quantise (ONNX): its accuracy is reported, and may differ.
-        images: how many test images to run back; None takes all.
+        images: how many test images to run back, drawn at random but always the same; None takes all.
         data_dir: where datasets are kept.
 
     Raises:
@@ -111,13 +111,11 @@ def export(
         raise ValueError(f"{target}: there is no folder {target.parent}: make it first")
     inputs = resolve_input_data_config(model=model)
     find = {"data_dir": data_dir, "input_size": tuple(inputs["input_size"]), "num_classes": model.num_classes}
-    test = zoo_data.load_dataset(metrics["dataset"], "test", **find)  # type: ignore[arg-type]
-    test = test.subset(torch.arange(min(images or len(test), len(test))))
+    test = zoo_data.load_dataset(metrics["dataset"], "test", **find).sample(images)  # type: ignore[arg-type]
     calibration = None
     if int8:
         train = zoo_data.load_dataset(metrics["dataset"], "train", **find)  # type: ignore[arg-type]
-        pick = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:CALIBRATION_IMAGES]
-        calibration = zoo_data.normalize(train.images[pick], inputs["mean"], inputs["std"])
+        calibration = zoo_data.normalize(train.sample(CALIBRATION_IMAGES).images, inputs["mean"], inputs["std"])
 
     baked = bake and any(isinstance(m, ODEBlock) and isinstance(m.field, SplineConvField) for m in model.modules())
     plain = bake_model(model) if baked else copy.deepcopy(model)

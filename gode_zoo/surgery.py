@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .fields import SplineConvField
 from .ode_block import ODEBlock
 
-__all__ = ["BakedBlock", "bake"]
+__all__ = ["BakedBlock", "bake", "with_block"]
 
 # ---------------------------------------------------------------------------------------------------------------------
 # bake: splines of time to the weights that the grid asks for
@@ -129,3 +129,10 @@ def bake(model: nn.Module) -> nn.Module:
         return BakedBlock(model)
     # The blocks are taken out while the rest is copied, so that their coefficients are not.
     return copy.deepcopy(model, {id(block): BakedBlock(block) for block in spline.values()})
+
+
+def with_block(model: Any, block: nn.Module) -> Any:
+    """A model with another ``block``, which shares all else with ``model``: for a comparison, not for training both."""
+    other = copy.copy(model)
+    other._modules = {**model._modules, "block": block}
+    return other

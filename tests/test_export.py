@@ -1,35 +1,15 @@
 """Exported files run back with the source's answers; one that does not is refused and leaves nothing."""
 
-import hashlib
 import json
 import sys
 
 import onnx
 import pytest
-import timm
 import torch
-from timm.models import save_for_hf
 
-import gode_zoo  # noqa: F401
 from gode_zoo import cli
 from gode_zoo import export as module
 from gode_zoo.export import ExportError, export
-
-
-@pytest.fixture
-def published(tmp_path, digits):
-    """A run's folder of an untrained gode_mnist_m4 of three steps, tested on `digits` (10 images)."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    torch.manual_seed(0)
-    arguments = {"num_steps": 3, "num_classes": 2}
-    model = timm.create_model("gode_mnist_m4", **arguments)
-    overlay = {"label_names": ["above", "below"], "pretrained_cfg": {"tag": "tiny"}, "model_args": arguments}
-    save_for_hf(model, folder, model_config=overlay, safe_serialization=True)
-    metrics = {"model": "gode_mnist_m4", "tag": "tiny", "dataset": str(digits)}
-    metrics["sha256"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    (folder / "metrics.json").write_text(json.dumps(metrics))
-    return folder
 
 
 @pytest.mark.parametrize("format", module.FORMATS)
