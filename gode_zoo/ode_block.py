@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .kept_weights import KeptWeights
 from .reversible import leapfrog_times, solve_reversible
 from .solvers import Solution, Tableau, fixed_grid, get_solver, solve_adaptive, solve_fixed
 from .splines import check_t_span
@@ -126,6 +127,7 @@ class ODEBlock(nn.Module):
         self.weights = list(tableau.b)
         self.step_sizes, self.stage_index, times = _stage_times(self.grid, tableau)
         self.times = times
+        self._kept = KeptWeights()
         self.register_buffer("table", self._make_table(), persistent=False)
 
     def _make_table(self) -> Tensor:
@@ -173,7 +175,9 @@ class ODEBlock(nn.Module):
                 return _solve_adjoint(self, x)
             if self.checkpointing and torch.is_grad_enabled():
                 return self._solve_reversible(x) if self.leaping else self._solve_checkpointed(x)
-        weights = self.field.stage_weights(self.table)  # type: ignore[operator]
+            weights = self._kept.of(self.field, self.table, x)
+        else:
+            weights = self.field.stage_weights(self.table)  # type: ignore[operator]
         if self.leaping:
             return self._leap(x, weights)
         return self._steps(x, weights, self.step_sizes, self.stage_index)
