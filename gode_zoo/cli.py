@@ -152,20 +152,30 @@ def predict(
 
 @app.command()
 def benchmark(
-    model: Annotated[str, typer.Argument(help="A GODE model.")] = "gode_cifar10_m8",
-    repeats: Annotated[int, typer.Option(help="Interleaved repeats.")] = 20,
-    batch_size: Annotated[int, typer.Option(help="Batch of the training step.")] = 128,
+    model: Annotated[str, typer.Argument(help="A GODE model with Euler steps.")] = "gode_cifar10_m8",
+    what: Annotated[str | None, typer.Option(help="Figures, with commas; default all.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda …")] = "cpu",
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("results"),
+    quick: Annotated[bool, typer.Option("--quick", help="Few repeats: to see that it works, not to report.")] = False,
 ) -> None:
-    """Time a model beside other ways to run the same network."""
-    from .benchmark import run
+    """Time and weigh a model beside every other way to run the same network; writes a CSV, tables and plots."""
+    from .benchmark import hardware, run, write_report
+    from .benchmark.report import targets
 
-    table = Table("what", "beside", "ours ms", "other ms", "other / ours (quartiles)")
-    for row in run(model, repeats=repeats, batch_size=batch_size, device=device):
-        other = "" if row.peer_s is None else f"{1e3 * row.peer_s:.1f}"
-        ratio = "" if row.ratio is None else f"{row.ratio:.2f} ({row.ratio_low:.2f} - {row.ratio_high:.2f})"
-        table.add_row(row.what, row.peer, f"{1e3 * row.ours_s:.1f}", other, ratio)
+    names = None if what is None else [part.strip() for part in what.split(",")]
+    rows = []
+    for row in run(names, model, device=device, quick=quick):
+        rows.append(row)
+        parts = [f"{row.figure} {row.at:g}: {row.peer}"]
+        parts += [] if row.seconds is None else [f"{1e3 * row.seconds:.2f} ms"]
+        parts += [] if row.ratio is None else [f"ratio {row.ratio:.3f} ({row.ratio_low:.3f} - {row.ratio_high:.3f})"]
+        parts += [] if row.bytes is None else [f"{row.bytes / 1e6:.1f} MB"]
+        typer.echo(", ".join([*parts, row.note] if row.note else parts))
+    table = Table("target", "measured", "", box=SIMPLE)
+    for asked, value, met in targets(rows, device.partition(":")[0]):
+        table.add_row(asked, value, "" if met is None else "[green]met[/]" if met else "[red]not met[/]")
     Console().print(table)
+    typer.echo("\n".join(map(str, write_report(rows, out, hardware(device), device))))
 
 
 @app.command()

@@ -37,7 +37,7 @@ from .fields import SplineConvField
 from .ode_block import ODEBlock
 from .surgery import bake as bake_model
 
-__all__ = ["FORMATS", "Export", "ExportError", "export"]
+__all__ = ["FORMATS", "Export", "ExportError", "export", "open_onnx", "quantize_onnx", "write_onnx"]
 
 FORMATS = {"onnx": ".onnx", "torchexport": ".pt2", "torchscript": ".ts"}
 CALIBRATION_IMAGES = 512
@@ -134,7 +134,7 @@ def export(
         with _quiet():
             _WRITERS[format](plain, example, dynamic_batch, json.dumps(notes), written)
             if calibration is not None:
-                written = _quantize(written, calibration, batch)
+                written = quantize_onnx(written, calibration, batch)
             run = _RUNNERS[format](written)
         step = 250 if dynamic_batch or format == "torchscript" else batch
         difference, source, exported = _run_back(model, run, test, inputs, step)
@@ -192,7 +192,8 @@ def _quiet() -> Any:
 # Writing
 
 
-def _write_onnx(model: nn.Module, example: Tensor, dynamic_batch: bool, notes: str, path: Path) -> None:
+def write_onnx(model: nn.Module, example: Tensor, dynamic_batch: bool, notes: str, path: Path) -> None:
+    """Write a network as ONNX, for batches of the example's size or any, with `notes` as its metadata."""
     _onnx("onnx")
     _onnx("onnxscript")
     shapes = ({0: torch.export.Dim("batch")},) if dynamic_batch else None
@@ -213,10 +214,10 @@ def _write_torchscript(model: nn.Module, example: Tensor, dynamic_batch: bool, n
     torch.jit.script(model).save(str(path), _extra_files={NOTES_FILE: notes})
 
 
-_WRITERS = {"onnx": _write_onnx, "torchexport": _write_torchexport, "torchscript": _write_torchscript}
+_WRITERS = {"onnx": write_onnx, "torchexport": _write_torchexport, "torchscript": _write_torchscript}
 
 
-def _quantize(path: Path, images: Tensor, batch: int) -> Path:
+def quantize_onnx(path: Path, images: Tensor, batch: int) -> Path:
     """The ONNX model with int8 weights (a scale a channel) and activations; scales from `images`, in batches of `batch`."""
     _onnx("onnxruntime")
     import onnx
@@ -260,11 +261,14 @@ def _onnx(module: str) -> None:
 # Running back
 
 
-def _run_onnx(path: Path) -> Runner:
+def open_onnx(path: Path, threads: int = 0) -> Runner:
+    """An ONNX file as a function of images, run by onnxruntime with so many threads (0 lets it choose)."""
     _onnx("onnxruntime")
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     return lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
 
 
@@ -277,7 +281,7 @@ def _run_torchscript(path: Path) -> Runner:
 
 
 _RUNNERS: dict[str, Callable[[Path], Runner]] = {
-    "onnx": _run_onnx,
+    "onnx": open_onnx,
     "torchexport": _run_torchexport,
     "torchscript": _run_torchscript,
 }
