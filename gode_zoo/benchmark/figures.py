@@ -35,6 +35,7 @@ from .measuring import captured, peak_memory, take_turns
 
 __all__ = ["FIGURES", "Row", "run"]
 
+INFERENCE = ((1, 15.0), (32, 15.0), (1024, 25.0))  # batch size, seconds to spend
 TRAINING_BATCH = 128
 AXES = {"m": (2, 8, 32, 64), "steps": (5, 20, 80, 160), "T": (1, 2, 3)}
 MEMORY_STEPS = (5, 10, 20, 40, 80, 160)
@@ -138,7 +139,7 @@ def _inference(setting: _Setting) -> Iterator[Row]:
     if setting.device.type == "cuda":
         missing["diffrax"] = "not measured: on the CPU alone"
         models.pop("diffrax", None)
-    for batch, seconds in ((1, 15.0), (32, 15.0), (1024, 25.0)):
+    for batch, seconds in INFERENCE:
         x = setting.images(batch)
         functions: dict[str, Callable[[], object]] = {n: functools.partial(m, x) for n, m in models.items()}
         with torch.inference_mode():
