@@ -37,7 +37,7 @@ from .fields import SplineConvField
 from .ode_block import ODEBlock
 from .surgery import bake as bake_model
 
-__all__ = ["FORMATS", "Export", "ExportError", "export", "open_onnx", "quantize_onnx", "write_onnx"]
+__all__ = ["FORMATS", "Export", "ExportError", "export", "open_onnx", "quantize_onnx", "quietly", "write_onnx"]
 
 FORMATS = {"onnx": ".onnx", "torchexport": ".pt2", "torchscript": ".ts"}
 CALIBRATION_IMAGES = 512
@@ -131,7 +131,7 @@ def export(
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
         written = Path(scratch, "model" + FORMATS[format])
         example = torch.zeros(2 if dynamic_batch else batch, *inputs["input_size"])
-        with _quiet():
+        with quietly():
             _WRITERS[format](plain, example, dynamic_batch, json.dumps(notes), written)
             if calibration is not None:
                 written = quantize_onnx(written, calibration, batch)
@@ -176,7 +176,7 @@ def _run_back(
 
 
 @contextmanager
-def _quiet() -> Any:
+def quietly() -> Any:
     """Without the exporters' own lines: deprecations of TorchScript, and what onnxruntime logs about a quantised model."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -299,10 +299,11 @@ def _floor(model: Any) -> Any:
 
 def _onnx(baked: nn.Module, x: Tensor, setting: _Setting, folder: Path) -> dict[str, Callable[[], object]]:
     """onnxruntime with as many threads as torch has, in float32 and, calibrated on noise (for its time alone), in int8."""
-    from ..export import open_onnx, quantize_onnx, write_onnx
+    from ..export import open_onnx, quantize_onnx, quietly, write_onnx
 
-    write_onnx(baked, x, False, "{}", folder / "model.onnx")
-    small = quantize_onnx(folder / "model.onnx", setting.images(4), 1)
+    with quietly():
+        write_onnx(baked, x, False, "{}", folder / "model.onnx")
+        small = quantize_onnx(folder / "model.onnx", setting.images(4), 1)
     threads = torch.get_num_threads()
     return {
         "baked, onnxruntime": functools.partial(open_onnx(folder / "model.onnx", threads), x),

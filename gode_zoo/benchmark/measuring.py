@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import torch
@@ -32,15 +33,20 @@ def take_turns(
 ) -> dict[str, Timing]:
     """Time functions in turn, so that what else the machine does meets them alike; the first turn is not counted.
 
+    The order is drawn anew for each turn: what runs after a large function finds the caches emptied.
+
     Args:
         functions: by name; ratios are to the first.
         budget: seconds to spend, of which the number of turns follows: at least 3, at most `most`.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
+    order, random = list(functions), Random(0)
 
     def turn() -> dict[str, float]:
         taken = {}
-        for name, function in functions.items():
+        random.shuffle(order)
+        for name in order:
+            function = functions[name]
             _wait(device)
             start = time.perf_counter()
             function()
