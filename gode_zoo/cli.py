@@ -267,20 +267,113 @@ def hub_check(
 
 @app.command()
 def benchmark(
-    model: Annotated[str, typer.Argument(help="A GODE model.")] = "gode_cifar10_m8",
-    repeats: Annotated[int, typer.Option(help="Interleaved repeats.")] = 20,
-    batch_size: Annotated[int, typer.Option(help="Batch of the training step.")] = 128,
+    model: Annotated[str, typer.Argument(help="A GODE model with Euler steps.")] = "gode_cifar10_m8",
+    what: Annotated[str | None, typer.Option(help="Figures, with commas; default all.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda …")] = "cpu",
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("results"),
+    quick: Annotated[bool, typer.Option("--quick", help="Few repeats: to see that it works, not to report.")] = False,
 ) -> None:
-    """Time a model beside other ways to run the same network."""
-    from .benchmark import run
+    """Time and weigh a model beside every other way to run the same network; writes a CSV, tables and plots."""
+    from .benchmark import hardware, run, write_report
+    from .benchmark.report import targets
 
-    table = Table("what", "beside", "ours ms", "other ms", "other / ours (quartiles)")
-    for row in run(model, repeats=repeats, batch_size=batch_size, device=device):
-        other = "" if row.peer_s is None else f"{1e3 * row.peer_s:.1f}"
-        ratio = "" if row.ratio is None else f"{row.ratio:.2f} ({row.ratio_low:.2f} - {row.ratio_high:.2f})"
-        table.add_row(row.what, row.peer, f"{1e3 * row.ours_s:.1f}", other, ratio)
+    names = None if what is None else [part.strip() for part in what.split(",")]
+    rows = []
+    for row in run(names, model, device=device, quick=quick):
+        rows.append(row)
+        parts = [f"{row.figure} {row.at:g}: {row.peer}"]
+        parts += [] if row.seconds is None else [f"{1e3 * row.seconds:.2f} ms"]
+        parts += [] if row.ratio is None else [f"ratio {row.ratio:.3f} ({row.ratio_low:.3f} - {row.ratio_high:.3f})"]
+        parts += [] if row.bytes is None else [f"{row.bytes / 1e6:.1f} MB"]
+        typer.echo(", ".join([*parts, row.note] if row.note else parts))
+    table = Table("target", "measured", "", box=SIMPLE)
+    for asked, value, met in targets(rows, device.partition(":")[0]):
+        table.add_row(asked, value, "" if met is None else "[green]met[/]" if met else "[red]not met[/]")
     Console().print(table)
+    typer.echo("\n".join(map(str, write_report(rows, out, hardware(device), device))))
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="arch, arch.tag, or the folder of a finished run.")],
+    format: Annotated[str, typer.Option("--format", help="onnx, torchexport or torchscript.")],
+    out: Annotated[Path | None, typer.Option(help="The file; default <arch>.<tag> with the format's ending.")] = None,
+    bake: Annotated[bool, typer.Option(help="Fix the weights for the model's grid, or keep its splines.")] = True,
+    dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Take any number of images at once.")] = False,
+    batch_size: Annotated[int | None, typer.Option(help="Images at once without --dynamic-batch; default 1.")] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Quantise to int8 (onnx), with the accuracy that costs.")
+    ] = False,
+    images: Annotated[int | None, typer.Option(help="Test images to run back; default all.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Write a model to a file, run it back on test images, and exit with 1 where its accuracy is not the source's."""
+    from .export import ExportError
+    from .export import export as write
+
+    try:
+        result = write(
+            model,
+            format,
+            out,
+            bake=bake,
+            dynamic_batch=dynamic_batch,
+            batch_size=batch_size,
+            int8=int8,
+            images=images,
+            data_dir=data_dir,
+        )
+    except ExportError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    weights = "fixed weights" if result.baked else "weights as in the source"
+    typer.echo(
+        f"{result.path}: {result.path.stat().st_size:,} bytes, {weights}\n"
+        f"largest difference of a logit: {result.largest_difference:.3g}\n"
+        f"test error on {result.source.total:,} images: {result.exported.error:.2f} %, source {result.source.error:.2f} %"
+    )
+
+
+@app.command()
+def sweep(
+    model: Annotated[str, typer.Argument(help="arch, arch.tag, or the folder of a finished run.")],
+    solver: Annotated[str, typer.Option(help="Solvers, with commas.")] = "euler,midpoint,rk4",
+    steps: Annotated[str, typer.Option(help="Numbers of steps, with commas.")] = "1,2,3,5,10,20,40",
+    max_loss: Annotated[float, typer.Option(help="Points of accuracy that may be lost.")] = 0.5,
+    images: Annotated[int | None, typer.Option(help="Test images to classify.")] = 2000,
+    out: Annotated[
+        Path | None, typer.Option(help="CSV and PNG without their ending; default results/sweep_MODEL.")
+    ] = None,
+    data_dir: DataDir = None,
+    device: Device = None,
+) -> None:
+    """Accuracy against cost for solvers and grids, and the cheapest setting within a loss."""
+    from .sweep import cheapest, plot_sweep, write_csv
+    from .sweep import sweep as measure
+
+    try:
+        numbers = [int(part) for part in steps.split(",")]
+    except ValueError:
+        raise ValueError(f"steps={steps!r}: must be whole numbers with commas between, such as 5,10,20") from None
+    names = [part.strip() for part in solver.split(",")]
+    if not max_loss >= 0:
+        raise ValueError(f"max_loss={max_loss}: must be 0 or more points of accuracy")
+    points = measure(model, solvers=names, steps=numbers, images=images, data_dir=data_dir, device=device)
+    chosen = cheapest(points, max_loss)
+    table = Table("solver", "steps", "NFE", "ms", "accuracy %", "loss", "")
+    for p in points:
+        note = "cheapest" if p is chosen else "published" if p.published else ""
+        table.add_row(p.solver, str(p.steps), str(p.nfe), f"{p.ms:.2f}", f"{p.accuracy:.2f}", f"{p.loss:.2f}", note)
+    Console().print(table)
+    base = out or Path("results") / f"sweep_{Path(model).name}"
+    base.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(points, base.with_name(base.name + ".csv"))
+    picture = base.with_name(base.name + ".png")
+    plot_sweep(points, chosen, model).savefig(picture)
+    typer.echo(
+        f"{base}.csv, .png. Cheapest within {max_loss} points: solver={chosen.solver!r}, num_steps={chosen.steps} "
+        f"({chosen.nfe} calls, loses {chosen.loss:.2f})"
+    )
 
 
 if __name__ == "__main__":

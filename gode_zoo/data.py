@@ -79,6 +79,16 @@ class ImageData:
         """The same images on `device`."""
         return ImageData(self.images.to(device), self.labels.to(device), self.classes, self.source)
 
+    def sample(self, count: int | None) -> ImageData:
+        """`count` images drawn at random but always the same, or all where there are no more, or None is given.
+
+        The first ones would not do: in a folder or tar they are all of one class.
+        """
+        if count is None or count >= len(self):
+            return self
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))
+        return self.subset(order[:count].sort().values.to(self.labels.device))
+
     def subset(self, index: Tensor) -> ImageData:
         """The images at `index` (K,), in its order."""
         return ImageData(self.images[index], self.labels[index], self.classes, self.source)

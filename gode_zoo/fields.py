@@ -4,7 +4,8 @@ Every field is an ``nn.Module`` with ``forward(t, x, args=None)``, which is also
 package can besides be *tabulated* on times that are known beforehand, in three steps that a fixed-grid solve uses:
 
 1. ``tabulate(times)``: all that depends on time alone, ``(S,)`` to a table ``(S, d)``; done when a block is built.
-2. ``stage_weights(table)``: the weights of all S stages, one matrix product a layer; done once a solve.
+2. ``stage_weights(table)``: the weights of all S stages, one matrix product a layer; done once a solve. A list of S tensors
+   a layer: the gradient of ``unbind`` is one ``stack``, that of S selections S tensors of the size of all weights.
 3. ``forward_stage(x, weights, stage)``: the field at time number ``stage``; plain tensor code.
 
 Shapes: t 0-d or ``(1,)``; x ``(B, C, H, W)``; S distinct stage times; m basis functions.
@@ -73,14 +74,14 @@ class SplineConvField(nn.Module):
         """Basis values of every time: ``(S,)`` to ``(S, m)``."""
         return self.basis(times)
 
-    def stage_weights(self, table: Tensor) -> list[Tensor]:
-        """The kernels of every row of the table, a tensor ``(S, C, C, 3, 3)`` for each convolution."""
-        weights: list[Tensor] = []
+    def stage_weights(self, table: Tensor) -> list[list[Tensor]]:
+        """The kernels ``(C, C, 3, 3)`` of every row of the table, a list of S for each convolution."""
+        weights: list[list[Tensor]] = []
         for conv in self.convs:
-            weights.append(conv.weights_at(table))  # type: ignore[operator]
+            weights.append(conv.weights_at(table).unbind(0))  # type: ignore[operator]
         return weights
 
-    def forward_stage(self, x: Tensor, weights: list[Tensor], stage: int) -> Tensor:
+    def forward_stage(self, x: Tensor, weights: list[list[Tensor]], stage: int) -> Tensor:
         """The field at time number ``stage``: ``(B, C, H, W)`` to the same."""
         for i, (norm, conv) in enumerate(zip(self.norms, self.convs)):  # noqa: B905 (TorchScript's zip has no strict)
             x = conv.apply_weight(torch.relu(norm(x)), weights[i][stage])  # type: ignore[operator]
@@ -142,11 +143,13 @@ class ConcatConvField(nn.Module):
         """The times themselves: ``(S,)`` to ``(S, 1)``."""
         return times[:, None]
 
-    def stage_weights(self, table: Tensor) -> list[Tensor]:
+    def stage_weights(self, table: Tensor) -> list[list[Tensor]]:
         """The weights are constant: only the times are handed on."""
-        return [table]
+        times: list[list[Tensor]] = []
+        times.append(table.unbind(0))  # type: ignore[arg-type]
+        return times
 
-    def forward_stage(self, x: Tensor, weights: list[Tensor], stage: int) -> Tensor:
+    def forward_stage(self, x: Tensor, weights: list[list[Tensor]], stage: int) -> Tensor:
         """The field at time number ``stage``."""
         return self._field(weights[0][stage], x)
 
@@ -191,11 +194,11 @@ class LiftedField(nn.Module):
         """Basis values of every time: ``(S,)`` to ``(S, m)``."""
         return self.basis(times)
 
-    def stage_weights(self, table: Tensor) -> list[Tensor]:
-        """Every parameter at every row of the table, a tensor ``(S, *parameter_shape)`` each."""
-        return [combine(table, coeffs) for coeffs in self.coeffs]
+    def stage_weights(self, table: Tensor) -> list[list[Tensor]]:
+        """Every parameter at every row of the table, a list of S each."""
+        return [list(combine(table, coeffs).unbind(0)) for coeffs in self.coeffs]
 
-    def forward_stage(self, x: Tensor, weights: list[Tensor], stage: int) -> Tensor:
+    def forward_stage(self, x: Tensor, weights: list[list[Tensor]], stage: int) -> Tensor:
         """The field at time number ``stage``."""
         values = {name: weight[stage] for name, weight in zip(self.parameter_names, weights, strict=True)}
         buffers = {name: getattr(self, f"buffer_{i}") for i, name in enumerate(self.buffer_names)}

@@ -19,12 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .kept_weights import KeptWeights
+from .reversible import leapfrog_times, solve_reversible
 from .solvers import Solution, Tableau, fixed_grid, get_solver, solve_adaptive, solve_fixed
 from .splines import check_t_span
 
 __all__ = ["SENSITIVITIES", "ODEBlock"]
 
-SENSITIVITIES = ("autograd", "checkpoint", "adjoint")
+SENSITIVITIES = ("autograd", "checkpoint", "reversible", "adjoint")
+
+_STATES_A_STAGE = 4  # what autograd keeps of a stage of two convolutions: both convolutions' inputs, both norms' inputs
 
 
 class ODEBlock(nn.Module):
@@ -33,21 +37,22 @@ class ODEBlock(nn.Module):
     Args:
         field: a vector field of this package, or any module with ``forward(t, x)``.
         t_span: (t0, t1), inside the span of the field's basis where it has one.
-        solver: euler, midpoint, heun, rk4 (fixed grid), dopri5 or tsit5 (adaptive).
+        solver: euler, midpoint, heun, rk4, leapfrog (fixed grid), dopri5 or tsit5 (adaptive).
         step_size: step of a fixed grid (the last one may be shorter) …
         num_steps: … or its number of steps. One of the two for a fixed-grid solver, neither for an adaptive one.
         rtol: relative tolerance of an adaptive solver, 1e-3 where not given. Not for a fixed grid.
         atol: absolute tolerance of an adaptive solver, 1e-3 where not given. Not for a fixed grid.
         sensitivity: how gradients are made. ``"autograd"`` through every step; ``"checkpoint"``, the same gradients,
-            with memory that grows with the square root of the steps (fixed grid); ``"adjoint"``, the continuous
-            adjoint, with constant memory (adaptive solvers; on a fixed grid its gradients are wrong by the order of the
-            step, so it warns).
+            with memory that grows with the square root of the steps (fixed grid); ``"reversible"``, the same gradients
+            to rounding with constant memory (leapfrog); ``"adjoint"``, the continuous adjoint, with constant memory
+            (adaptive solvers; on a fixed grid its gradients are wrong by the order of the step, so it warns).
 
     Raises:
         ValueError: on a value outside these limits, or values that cannot be right together.
     """
 
     fixed: Final[bool]
+    leaping: Final[bool]
     tabulated: Final[bool]
     table: Tensor
     stages: list[list[float]]
@@ -80,6 +85,7 @@ class ODEBlock(nn.Module):
             raise ValueError(f"sensitivity={sensitivity!r}: must be one of {', '.join(SENSITIVITIES)}")
         self.field = field
         self.fixed = not tableau.adaptive
+        self.leaping = tableau.carries_slope
         self.sensitivity = sensitivity
         self.tabulated = self.fixed and hasattr(field, "tabulate")
         if self.fixed:
@@ -100,21 +106,28 @@ class ODEBlock(nn.Module):
             if step_size is not None or num_steps is not None:
                 raise ValueError(
                     f"step_size={step_size}, num_steps={num_steps} with solver={solver!r}, which chooses its own steps: "
-                    "drop them, or use euler, midpoint, heun or rk4"
-                )
-            if sensitivity == "checkpoint":
-                raise ValueError(
-                    f'sensitivity="checkpoint" with solver={solver!r}: it needs a fixed grid (euler, midpoint, heun, '
-                    'rk4); use "adjoint" or "autograd"'
+                    "drop them, or use euler, midpoint, heun, rk4 or leapfrog"
                 )
             self.grid = ()
+        if sensitivity == "checkpoint" and (self.leaping or not self.fixed):
+            instead = '"reversible"' if self.leaping else '"adjoint"'
+            raise ValueError(
+                f'sensitivity="checkpoint" with solver={solver!r}: it needs a fixed grid without a carried slope (euler, '
+                f'midpoint, heun, rk4); use {instead} or "autograd"'
+            )
+        if sensitivity == "reversible" and not self.leaping:
+            raise ValueError(
+                f'sensitivity="reversible" with solver={solver!r}: it needs solver="leapfrog"; use "checkpoint" (euler, '
+                'midpoint, heun, rk4) or "adjoint" (dopri5, tsit5)'
+            )
         self.rtol = _tolerance("rtol", rtol)
         self.atol = _tolerance("atol", atol)
-        self.checkpointing = sensitivity == "checkpoint"
+        self.checkpointing = sensitivity in ("checkpoint", "reversible")
         self.stages = [list(row) for row in tableau.a]
         self.weights = list(tableau.b)
         self.step_sizes, self.stage_index, times = _stage_times(self.grid, tableau)
         self.times = times
+        self._kept = KeptWeights()
         self.register_buffer("table", self._make_table(), persistent=False)
 
     def _make_table(self) -> Tensor:
@@ -136,7 +149,9 @@ class ODEBlock(nn.Module):
 
     @torch.jit.ignore
     def set_checkpointing(self, enable: bool = True) -> None:
-        """Compute segments of the solve again in the backward pass, or not; gradients stay the same.
+        """Compute segments of the solve again in the backward pass (leapfrog: undo its steps), or not.
+
+        Gradients stay the same.
 
         Raises:
             ValueError: if the solver is adaptive or the sensitivity is the adjoint.
@@ -155,43 +170,85 @@ class ODEBlock(nn.Module):
         return self._solve_called(x)
 
     def _solve_tabulated(self, x: Tensor) -> Tensor:
-        weights = self.field.stage_weights(self.table)  # type: ignore[operator]
         if not torch.jit.is_scripting():
             if self.sensitivity == "adjoint":
                 return _solve_adjoint(self, x)
             if self.checkpointing and torch.is_grad_enabled():
-                return self._solve_checkpointed(x, weights)
-        return self._steps(x, weights, 0, len(self.step_sizes))
+                return self._solve_reversible(x) if self.leaping else self._solve_checkpointed(x)
+            weights = self._kept.of(self.field, self.table, x)
+        else:
+            weights = self.field.stage_weights(self.table)  # type: ignore[operator]
+        if self.leaping:
+            return self._leap(x, weights)
+        return self._steps(x, weights, self.step_sizes, self.stage_index)
 
-    def _steps(self, x: Tensor, weights: list[Tensor], first: int, last: int) -> Tensor:
-        """Steps number ``first`` to ``last − 1``."""
-        for n in range(first, last):
-            step = self.step_sizes[n]
+    def _steps(
+        self, x: Tensor, weights: list[list[Tensor]], step_sizes: list[float], stage_index: list[list[int]]
+    ) -> Tensor:
+        """Steps of these sizes, whose stages have the weights of these numbers."""
+        for n, step in enumerate(step_sizes):
             slopes: list[Tensor] = []
             for i, row in enumerate(self.stages):
                 y = x
                 for j, a in enumerate(row):
                     if a != 0.0:
                         y = torch.add(y, slopes[j], alpha=step * a)
-                slopes.append(self.field.forward_stage(y, weights, self.stage_index[n][i]))  # type: ignore[operator]
+                slopes.append(self.field.forward_stage(y, weights, stage_index[n][i]))  # type: ignore[operator]
             for i, b in enumerate(self.weights):
                 if b != 0.0:
                     x = torch.add(x, slopes[i], alpha=step * b)
         return x
 
-    @torch.jit.unused
-    def _solve_checkpointed(self, x: Tensor, weights: list[Tensor]) -> Tensor:
-        """Segments of about √n steps, each computed again in the backward pass."""
-        total = len(self.step_sizes)
-        length = math.ceil(math.sqrt(total))
-        for first in range(0, total, length):
-            steps = functools.partial(self._steps, first=first, last=min(first + length, total))
-            x = checkpoint(steps, x, weights, use_reentrant=False)
+    def _leap(self, x: Tensor, weights: list[list[Tensor]]) -> Tensor:
+        """The steps of ``reversible.leapfrog``, as TorchScript takes them."""
+        v = self.field.forward_stage(x, weights, 0).to(x.dtype)  # type: ignore[operator]
+        for n, step in enumerate(self.step_sizes):
+            y = torch.add(x, v, alpha=step / 2)
+            v = 2 * self.field.forward_stage(y, weights, n + 1) - v  # type: ignore[operator]
+            x = torch.add(y, v, alpha=step / 2)
         return x
 
     @torch.jit.unused
+    def _solve_checkpointed(self, x: Tensor) -> Tensor:
+        """Segments of the solve, weights included, each but the last computed again in the backward pass."""
+        first = 0
+        lengths = _segments(len(self.step_sizes), _STATES_A_STAGE * len(self.stages))
+        for number, length in enumerate(lengths, 1):
+            sizes, index = self.step_sizes[first : first + length], self.stage_index[first : first + length]
+            segment = functools.partial(self._segment, step_sizes=sizes, stage_index=index)
+            # The last is the first that the backward pass comes to.
+            x = segment(x) if number == len(lengths) else checkpoint(segment, x, use_reentrant=False)
+            first += length
+        return x
+
+    @torch.jit.unused
+    def _segment(self, x: Tensor, step_sizes: list[float], stage_index: list[list[int]]) -> Tensor:
+        """Steps with weights of their own, so that no longer solve's weights are kept."""
+        used = [stage for stages in stage_index for stage in stages]
+        first = min(used)
+        weights = self.field.stage_weights(self.table[first : max(used) + 1])  # type: ignore[operator]
+        return self._steps(x, weights, step_sizes, [[stage - first for stage in stages] for stages in stage_index])
+
+    @torch.jit.unused
+    def _solve_reversible(self, x: Tensor) -> Tensor:
+        """The leapfrog with weights made one time after another, forwards and backwards."""
+
+        def slope(k: int, y: Tensor) -> Tensor:
+            return self.field.forward_stage(y, self.field.stage_weights(self.table[k : k + 1]), 0)  # type: ignore[operator]
+
+        return solve_reversible(slope, x, self.step_sizes, list(self.field.parameters()))
+
+    @torch.jit.unused
     def _solve_called(self, x: Tensor) -> Tensor:
-        return _solve_adjoint(self, x) if self.sensitivity == "adjoint" else self.solve(x).x
+        if self.sensitivity == "adjoint":
+            return _solve_adjoint(self, x)
+        if self.leaping and self.checkpointing:
+            times = [
+                torch.tensor(t, dtype=torch.promote_types(x.dtype, torch.float32)).to(x.device) for t in self.times
+            ]
+            parameters = list(self.field.parameters())
+            return solve_reversible(lambda k, y: self.field(times[k], y), x, self.step_sizes, parameters)
+        return self.solve(x).x
 
     @torch.jit.unused
     def solve(self, x: Tensor) -> Solution:
@@ -222,6 +279,9 @@ def _tolerance(name: str, value: float | None) -> float:
 
 def _stage_times(grid: Sequence[float], tableau: Tableau) -> tuple[list[float], list[list[int]], list[float]]:
     """Step sizes, the number of each stage's time, and the distinct times those numbers stand for."""
+    if tableau.carries_slope:
+        times = leapfrog_times(grid)
+        return [t1 - t0 for t0, t1 in itertools.pairwise(grid)], [[n] for n in range(1, len(times))], times
     numbers: dict[float, int] = {}
     sizes, index = [], []
     for t0, t1 in itertools.pairwise(grid):
@@ -229,6 +289,20 @@ def _stage_times(grid: Sequence[float], tableau: Tableau) -> tuple[list[float], 
         index.append([numbers.setdefault(time, len(numbers)) for time in times])
         sizes.append(t1 - t0)
     return sizes, index, list(numbers)
+
+
+def _segments(steps: int, states: int) -> list[int]:
+    """Lengths of segments whose peak memory is least, where each keeps its input and a step ``states`` of them.
+
+    While segment i (from 1) is gone through backwards, i inputs are held and ``states`` for each of its steps; so the later
+    ones, which come first, have less room. Their sum is the square root of the steps, in size.
+    """
+    for peak in itertools.count(states + 1):
+        lengths = [(peak - i) // states for i in range(1, peak - states + 1)]
+        if sum(lengths) >= steps:
+            ends = [min(end, steps) for end in itertools.accumulate(lengths)]
+            return [end - start for start, end in itertools.pairwise([0, *ends]) if end > start]
+    raise AssertionError("unreachable")
 
 
 def _solve_adjoint(block: ODEBlock, x: Tensor) -> Tensor:

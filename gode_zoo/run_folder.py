@@ -39,6 +39,7 @@ __all__ = [
     "CheckpointError",
     "atomic_write",
     "best_epoch",
+    "hardware",
     "read_checkpoint",
     "recipe_sha256",
     "refuse_used_folder",
@@ -247,7 +248,7 @@ def write_metrics(
         "recipe_sha256": recipe_sha256(recipe),
         "git": sources[0]["git"],
         "resumed_with": sources[1:],
-        "hardware": _hardware(device),
+        "hardware": hardware(device),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -282,7 +283,8 @@ def source_revision() -> dict[str, Any] | None:
         return None
 
 
-def _hardware(device: torch.device) -> dict[str, Any]:
+def hardware(device: torch.device) -> dict[str, Any]:
+    """The device's name, the CPU's, its cores and the threads that torch uses."""
     cpu = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .reversible import leapfrog, leapfrog_times
 from .splines import check_t_span
 
 __all__ = ["SOLVERS", "Solution", "Tableau", "fixed_grid", "get_solver", "solve_adaptive", "solve_fixed"]
@@ -77,6 +78,8 @@ class Tableau:
         b: weights, s of them.
         b_embedded: weights of the embedded solution that gives the error estimate, or None for a fixed-step solver.
         embedded_order: their order.
+        carries_slope: the first stage of a step is not computed but carried over from the step before, which makes the
+            solve reversible; see reversible.py. For the coefficients of the midpoint rule alone.
 
     Raises:
         ValueError: if the coefficients do not have the order that is claimed.
@@ -89,6 +92,7 @@ class Tableau:
     b: tuple[float, ...]
     b_embedded: tuple[float, ...] | None = None
     embedded_order: int = 0
+    carries_slope: bool = False
 
     def __post_init__(self) -> None:
         stages = len(self.c)
@@ -152,6 +156,7 @@ SOLVERS: dict[str, Tableau] = {
     for tableau in (
         Tableau("euler", 1, (0.0,), ((),), (1.0,)),
         Tableau("midpoint", 2, (0.0, 0.5), ((), (0.5,)), (0.0, 1.0)),
+        Tableau("leapfrog", 2, (0.0, 0.5), ((), (0.5,)), (0.0, 1.0), carries_slope=True),
         Tableau("heun", 2, (0.0, 1.0), ((), (1.0,)), (0.5, 0.5)),
         Tableau(
             "rk4",
@@ -239,6 +244,11 @@ def solve_fixed(field: Field, x: Tensor, grid: Sequence[float], tableau: Tableau
     ``field`` is called with ``t`` 0-d, in float64 for a float64 state and float32 otherwise.
     """
     time_dtype = torch.promote_types(x.dtype, torch.float32)
+    if tableau.carries_slope:
+        times = leapfrog_times(grid)
+        sizes = [t1 - t0 for t0, t1 in itertools.pairwise(grid)]
+        end, _ = leapfrog(lambda k, y: field(torch.tensor(times[k], dtype=time_dtype, device=y.device), y), x, sizes)
+        return Solution(end, len(times), len(sizes), 0)
     for t0, t1 in itertools.pairwise(grid):
         slopes: list[Tensor] = []
         for row, node in zip(tableau.a, tableau.c, strict=True):

@@ -83,11 +83,13 @@ class RungeKutta(DiffEqSolver):
         name: a name of ``gode_zoo.solvers.SOLVERS``.
 
     Raises:
-        ValueError: if there is no such solver.
+        ValueError: if there is no such solver, or it carries a slope from step to step, which torchdyn's steps cannot.
     """
 
     def __init__(self, name: str) -> None:
         scheme = get_solver(name)
+        if scheme.carries_slope:
+            raise ValueError(f'{name} carries a slope from step to step: solve with ODEBlock, or use "midpoint" here')
         super().__init__(order=scheme.order, stepping_class="adaptive" if scheme.adaptive else "fixed")
         self.scheme = scheme
 
@@ -114,7 +116,8 @@ def _weighted(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
 
 def _make_solver(name: str, solver: Any) -> nn.Module:
     """A solver module from a name, one of torchdyn's solvers or a user's; ``name`` is the argument's."""
-    allowed = f"{name} must be one of {', '.join(SOLVERS)}, or a solver module such as torchdyn's HyperEuler"
+    names = ", ".join(solver for solver, scheme in SOLVERS.items() if not scheme.carries_slope)
+    allowed = f"{name} must be one of {names}, or a solver module such as torchdyn's HyperEuler"
     if isinstance(solver, str):
         if solver in SOLVERS:
             return RungeKutta(solver)

@@ -1,9 +1,17 @@
-"""A tiny dataset and recipe, for tests of training, evaluation and the command line."""
+"""A tiny dataset, recipe and published model, for tests of training, evaluation and the command line."""
+
+import hashlib
+import json
 
 import numpy as np
 import pytest
+import timm
+import torch
 import yaml
 from PIL import Image
+from timm.models import save_for_hf
+
+import gode_zoo  # noqa: F401
 
 
 @pytest.fixture(autouse=True)
@@ -80,3 +88,19 @@ def client(hub_process, hub):
 
     hub_process[1].run("value = None", HF_TOKEN=TOKEN)
     return hub_process[1]
+
+
+@pytest.fixture
+def published(tmp_path, digits):
+    """A run's folder of an untrained gode_mnist_m4 of three steps, tested on `digits` (10 images)."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    torch.manual_seed(0)
+    arguments = {"num_steps": 3, "num_classes": 2}
+    model = timm.create_model("gode_mnist_m4", **arguments)
+    overlay = {"label_names": ["above", "below"], "pretrained_cfg": {"tag": "tiny"}, "model_args": arguments}
+    save_for_hf(model, folder, model_config=overlay, safe_serialization=True)
+    metrics = {"model": "gode_mnist_m4", "tag": "tiny", "dataset": str(digits)}
+    metrics["sha256"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder

@@ -66,7 +66,7 @@ def test_list_names_every_model_and_version(run):
         (["evaluate"], "--all"),
         (["evaluate", "resnet50"], "no bundled weights resnet50"),
         (["predict", "no_model", "x.png"], "no bundled weights no_model"),
-        (["benchmark", "--repeats", "0"], "repeats=0"),
+        (["benchmark", "--what", "speed"], "what='speed'"),
         (["benchmark", "resnet6_mnist"], "no spline block"),
     ],
 )

@@ -10,6 +10,7 @@ from problems import Field
 from torch.autograd import gradcheck
 
 from gode_zoo import BSplineBasis, ConcatConvField, ODEBlock, SplineConvField, lift
+from gode_zoo.ode_block import _segments
 
 
 def spline_field(degree=1, knots="uniform", t_span=(0.0, 1.0), num_convs=2, channels=8):
@@ -36,7 +37,7 @@ STATE = torch.randn(2, 8, 5, 5, generator=torch.Generator().manual_seed(3))
 
 
 @pytest.mark.parametrize("name", FIELDS)
-@pytest.mark.parametrize("solver", ["euler", "midpoint", "heun", "rk4"])
+@pytest.mark.parametrize("solver", ["euler", "midpoint", "heun", "rk4", "leapfrog"])
 def test_tabulated_solve_equals_calling_the_field(name, solver):
     block = ODEBlock(FIELDS[name], solver=solver, num_steps=7)
     with torch.no_grad():
@@ -84,6 +85,93 @@ def test_checkpoint_gradients_equal_autograd(name, solver):
     saving = ODEBlock(copy.deepcopy(FIELDS[name]), **arguments, sensitivity="checkpoint").double()
     for ours, theirs in zip(gradients(saving, STATE.double()), gradients(plain, STATE.double()), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", [*FIELDS, "called"])
+def test_reversible_gradients_equal_autograd(name):
+    """Also of a shorter last step, and of a field that is not tabulated."""
+    field = Field(5) if name == "called" else FIELDS[name]
+    plain, saving = (
+        ODEBlock(copy.deepcopy(field), solver="leapfrog", step_size=0.15, sensitivity=sensitivity).double()
+        for sensitivity in ("autograd", "reversible")
+    )
+    x = STATE.double()
+    torch.testing.assert_close(saving(x), plain(x), atol=1e-12, rtol=1e-12)
+    for ours, theirs in zip(gradients(saving, x), gradients(plain, x), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-8)
+
+
+def test_reversible_gradients_in_single_precision_over_many_steps():
+    plain, saving = (
+        ODEBlock(spline_field(), solver="leapfrog", num_steps=160, sensitivity=s) for s in ("autograd", "reversible")
+    )
+    for ours, theirs in zip(gradients(saving, STATE), gradients(plain, STATE), strict=True):
+        assert (ours - theirs).norm() <= 1e-3 * theirs.norm()
+
+
+def test_reversible_under_autocast_undoes_the_same_steps():
+    """Backwards the slopes are those of bf16 too; in float32 the states would not be those of the forward pass."""
+    plain, saving = (
+        ODEBlock(spline_field(), solver="leapfrog", num_steps=10, sensitivity=s) for s in ("autograd", "reversible")
+    )
+    results = []
+    for block in (plain, saving):
+        x = STATE.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            end = block(x)
+        end.square().sum().backward()
+        results.append((end.detach(), x.grad))
+    (end, grad), (other_end, other_grad) = results
+    torch.testing.assert_close(other_end, end, atol=0, rtol=0)
+    assert (grad - other_grad).norm() < 0.01 * grad.norm()
+
+
+def test_reversible_with_frozen_parameters_and_without_gradients():
+    block = ODEBlock(spline_field(degree=2), solver="leapfrog", num_steps=4, sensitivity="reversible")
+    block.field.convs[0].coeffs.requires_grad_(False)
+    block(STATE).sum().backward()
+    assert block.field.convs[0].coeffs.grad is None and block.field.convs[1].coeffs.grad.abs().sum() > 0
+    for parameter in block.parameters():
+        parameter.requires_grad_(False)
+    assert not block(STATE).requires_grad
+
+
+@pytest.mark.parametrize(("steps", "states"), [(1, 4), (5, 4), (20, 4), (160, 4), (7, 16)])
+def test_segments_cover_the_steps_and_need_the_memory_that_is_least(steps, states):
+    def peak(lengths):
+        return max(i + states * length for i, length in enumerate(lengths, 1))
+
+    lengths = _segments(steps, states)
+    assert sum(lengths) == steps and min(lengths) >= 1
+    uniform = [[n] * (steps // n) + [steps % n] * (steps % n > 0) for n in range(1, steps + 1)]
+    assert peak(lengths) <= min(map(peak, uniform))
+
+
+def kept_for_backward(block, x):
+    """Bytes of the storages that autograd keeps, parameters aside."""
+    kept, own = {}, {p.untyped_storage().data_ptr() for p in block.parameters()}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        end = block(x)  # held, so that no address is used twice
+    assert end.requires_grad
+    return sum(kept.values())
+
+
+def test_what_is_kept_does_not_grow_with_the_steps_of_a_reversible_solve():
+    x = torch.randn(8, 8, 5, 5)
+    kept = [
+        kept_for_backward(ODEBlock(spline_field(), solver="leapfrog", num_steps=n, sensitivity="reversible"), x)
+        for n in (5, 40)
+    ]
+    assert kept[0] == kept[1] <= 3 * x.nbytes
+    plain = [kept_for_backward(ODEBlock(spline_field(), solver="leapfrog", num_steps=n), x) for n in (5, 40)]
+    assert plain[1] > 6 * plain[0] > 6 * 5 * 3 * x.nbytes
 
 
 SMOOTH = {"vector": Field(3), "lifted": FIELDS["lifted"]}
@@ -172,7 +260,7 @@ def test_autocast_makes_weights_in_full_precision():
     plain = field.stage_weights(table)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = field.stage_weights(table)
-    assert all(torch.equal(a, b) for a, b in zip(plain, mixed, strict=True))
+    assert all(torch.equal(torch.stack(a), torch.stack(b)) for a, b in zip(plain, mixed, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -182,10 +270,12 @@ def test_autocast_makes_weights_in_full_precision():
         ({"step_size": 0.1, "rtol": 1e-3}, "rtol=0.001.*fixed grid"),
         ({"solver": "dopri5", "num_steps": 3}, "num_steps=3.*chooses its own"),
         ({"solver": "dopri5", "sensitivity": "checkpoint"}, 'checkpoint.*dopri5.*"adjoint"'),
+        ({"solver": "leapfrog", "num_steps": 3, "sensitivity": "checkpoint"}, 'leapfrog.*"reversible" or "autograd"'),
+        ({"num_steps": 3, "sensitivity": "reversible"}, 'reversible.*euler.*needs solver="leapfrog"'),
         ({"solver": "dopri5", "rtol": 0.0}, "rtol=0.0.*positive"),
         ({"solver": "dopri5", "atol": -1.0}, "atol=-1.0.*positive"),
         ({"solver": "rk5", "num_steps": 2}, "solver='rk5'.*euler"),
-        ({"num_steps": 2, "sensitivity": "adjiont"}, "adjiont.*autograd, checkpoint, adjoint"),
+        ({"num_steps": 2, "sensitivity": "adjiont"}, "adjiont.*autograd, checkpoint, reversible, adjoint"),
         ({"num_steps": 2, "t_span": (0.0, 2.0)}, r"t_span=\(0.0, 2.0\) leaves the span \(0.0, 1.0\)"),
         ({"num_steps": 2, "t_span": (1.0, 0.0)}, "t0 < t1"),
     ],

@@ -41,12 +41,12 @@ class GODE(StemBlockHead):
         knots: ``"uniform"`` (the paper's), ``"clamped"``, or the knots themselves.
         t_span: (0, T).
         num_convs: number L of spline convolutions in the field.
-        solver: euler, midpoint, heun, rk4, dopri5 or tsit5.
+        solver: euler, midpoint, heun, rk4, leapfrog, dopri5 or tsit5.
         step_size: step of a fixed grid; 0.05, the paper's, where neither it nor ``num_steps`` is given.
         num_steps: number of steps of a fixed grid.
         rtol: relative tolerance of an adaptive solver.
         atol: absolute tolerance of an adaptive solver.
-        sensitivity: ``"autograd"``, ``"checkpoint"`` or ``"adjoint"``; see ``ODEBlock``.
+        sensitivity: ``"autograd"``, ``"checkpoint"``, ``"reversible"`` or ``"adjoint"``; see ``ODEBlock``.
         num_classes: and the other keywords of ``StemBlockHead``.
 
     Raises:

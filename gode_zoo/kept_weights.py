@@ -1,0 +1,69 @@
+"""The weights of all stages, kept between two inferences: the fast path of an `ODEBlock` on the CPU.
+
+For one image, making the weights of 20 steps (2 × 20 × 36,864 numbers) takes a third of the time of the convolutions that
+use them. Where no gradient is asked for, they are kept and used again as long as no parameter of the field has changed.
+That is seen by each parameter's address, version counter and checksum: the sum of its bits as integers, about 20 µs for
+300,000 numbers, which also sees what is written through `.data`. On other devices the checksum would have to be waited
+for, and the product is quick: there nothing is kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["KeptWeights"]
+
+
+class KeptWeights:
+    """What `field.stage_weights(table)` gave last, and of which parameters. A copy or a pickle of it is empty."""
+
+    def __init__(self) -> None:
+        self._held: tuple[list[Any], list[list[Tensor]]] = ([], [])  # replaced whole: threads may share the model
+
+    def __deepcopy__(self, memo: Any) -> KeptWeights:
+        return KeptWeights()
+
+    def __reduce__(self) -> tuple:
+        return KeptWeights, ()
+
+    def of(self, field: Any, table: Tensor, x: Tensor) -> list[list[Tensor]]:
+        """The weights of all rows of `table`, for a solve that starts from `x`."""
+        sources = [*field.parameters(), table]
+        if not _plain(x, *sources):
+            return field.stage_weights(table)
+        key = [fact for source in sources for fact in (source.data_ptr(), source._version, _checksum(source))]
+        held, weights = self._held
+        if key != held:
+            weights = field.stage_weights(table)
+            self._held = key, weights
+        return weights
+
+
+def _plain(x: Tensor, *sources: Tensor) -> bool:
+    """Whether this is an inference in float32 or float64 on the CPU, of tensors that hold values, outside of any tracing."""
+    return (
+        not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and type(x) is Tensor
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and all(
+            type(source) in (Tensor, nn.Parameter)
+            and source.device.type == "cpu"
+            and source.dtype in (torch.float32, torch.float64)
+            and source.is_contiguous()
+            and not source.is_inference()
+            and not torch._C._functorch.is_functorch_wrapped_tensor(source)
+            for source in sources
+        )
+    )
+
+
+def _checksum(source: Tensor) -> int:
+    """The sum of its bits, as integers of 8 bytes where their number allows it: twice as quick as of 4."""
+    flat = source.detach().view(-1)
+    words = torch.int64 if flat.nbytes % 8 == 0 and flat.data_ptr() % 8 == 0 else torch.int32
+    return int(flat.view(words).sum())
