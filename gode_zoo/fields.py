@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from .bases import Basis
 from .layers import SplineConv2d, combine, keeping_layout, time_row
-from .splines import BSplineBasis
 
 __all__ = ["ConcatConvField", "LiftedField", "SplineConvField", "lift"]
 
@@ -40,7 +40,7 @@ class SplineConvField(nn.Module):
 
     Args:
         channels: channels of the state.
-        basis: the B-spline basis of time.
+        basis: the basis of time, such as ``BSplineBasis``.
         num_convs: number L of spline convolutions, at least 1.
 
     Raises:
@@ -50,7 +50,7 @@ class SplineConvField(nn.Module):
     def __init__(
         self,
         channels: int,
-        basis: BSplineBasis,
+        basis: Basis,
         num_convs: int = 2,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -157,7 +157,7 @@ class ConcatConvField(nn.Module):
 class LiftedField(nn.Module):
     """Any module as a vector field whose parameters are splines of time; see ``lift``."""
 
-    def __init__(self, module: nn.Module, basis: BSplineBasis) -> None:
+    def __init__(self, module: nn.Module, basis: Basis) -> None:
         super().__init__()
         parameters = dict(module.named_parameters())
         if not parameters:
@@ -200,7 +200,7 @@ class LiftedField(nn.Module):
         return self.forward_stage(x, self.stage_weights(time_row(self.basis, t)), 0)
 
 
-def lift(module: nn.Module, basis: BSplineBasis) -> LiftedField:
+def lift(module: nn.Module, basis: Basis) -> LiftedField:
     """Make any module ``x -> dx/dt`` a vector field whose parameters are splines of time.
 
     Every parameter p becomes coefficients ``(*p.shape, m)``, all equal to p. So with a basis that sums to one (clamped
@@ -208,7 +208,7 @@ def lift(module: nn.Module, basis: BSplineBasis) -> LiftedField:
 
     Args:
         module: maps a state to one of the same shape, with parameters. Buffers are kept, constant in time.
-        basis: the B-spline basis of time.
+        basis: the basis of time, such as ``BSplineBasis``.
 
     Raises:
         ValueError: if the module has no parameters.

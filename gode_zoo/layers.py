@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .splines import BSplineBasis
+from .bases import Basis
 
 __all__ = ["SplineConv2d", "SplineGroupNorm", "SplineLinear", "combine", "keeping_layout", "time_row"]
 
@@ -39,7 +39,7 @@ def _combine(table: Tensor, coeffs: Tensor) -> Tensor:
     return torch.tensordot(table.to(coeffs.dtype), coeffs, dims=([1], [-1]))
 
 
-def time_row(basis: BSplineBasis, t: Tensor) -> Tensor:
+def time_row(basis: Basis, t: Tensor) -> Tensor:
     """The basis at one time as a table of one row ``(1, m)``.
 
     Raises:
@@ -82,7 +82,7 @@ class SplineConv2d(nn.Module):
         in_channels: channels of the input.
         out_channels: channels of the output.
         kernel_size: one integer or two; so ``stride``, ``padding`` and ``dilation``, as in ``torch.nn.Conv2d``.
-        basis: the B-spline basis of time.
+        basis: the basis of time, such as ``BSplineBasis``.
         groups: number of blocked connections; divides both channel counts.
         bias: whether to add a bias that varies with time, ``bias_coeffs (out_channels, m)``, zero at first.
 
@@ -98,7 +98,7 @@ class SplineConv2d(nn.Module):
         in_channels: int,
         out_channels: int,
         kernel_size: int | Sequence[int],
-        basis: BSplineBasis,
+        basis: Basis,
         stride: int | Sequence[int] = 1,
         padding: int | Sequence[int] = 0,
         dilation: int | Sequence[int] = 1,
@@ -174,7 +174,7 @@ class SplineLinear(nn.Module):
         self,
         in_features: int,
         out_features: int,
-        basis: BSplineBasis,
+        basis: Basis,
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -223,7 +223,7 @@ class SplineGroupNorm(nn.Module):
         self,
         num_groups: int,
         num_channels: int,
-        basis: BSplineBasis,
+        basis: Basis,
         eps: float = 1e-5,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
