@@ -151,6 +151,32 @@ def predict(
 
 
 @app.command()
+def compress(
+    model: Annotated[str, typer.Argument(help="arch, arch.tag, or the folder of a finished run.")],
+    num_basis: Annotated[int, typer.Option(help="Basis functions to keep.")],
+    degree: Annotated[int | None, typer.Option(help="Degree of the new ones; default as now.")] = None,
+    knots: Annotated[str | None, typer.Option(help="uniform or clamped; default as now.")] = None,
+    steps: Annotated[int, typer.Option(help="Updates of the fine-tune; 0 for none.")] = 200,
+    lr: Annotated[float, typer.Option(help="Its first learning rate.")] = 0.01,
+    out: Annotated[Path | None, typer.Option(help="Folder for the smaller model.")] = None,
+    data_dir: DataDir = None,
+    device: Device = None,
+) -> None:
+    """Make a model smaller by projection onto fewer basis functions; measure it before, after, and fine-tuned."""
+    from .compress import compress_published
+
+    result = compress_published(
+        model, num_basis, degree=degree, knots=knots, steps=steps, lr=lr, out_dir=out, data_dir=data_dir, device=device
+    )
+    table = Table("", "parameters", "test error %", title=f"{result.name} on {result.dataset}", box=SIMPLE)
+    table.add_row("as published", f"{result.parameters[0]:,}", f"{result.before.error:.2f}")
+    table.add_row(f"{num_basis} basis functions", f"{result.parameters[1]:,}", f"{result.after.error:.2f}")
+    if result.finetuned is not None:
+        table.add_row(f"fine-tuned, {steps} steps", f"{result.parameters[1]:,}", f"{result.finetuned.error:.2f}")
+    Console().print(table)
+
+
+@app.command()
 def benchmark(
     model: Annotated[str, typer.Argument(help="A GODE model.")] = "gode_cifar10_m8",
     repeats: Annotated[int, typer.Option(help="Interleaved repeats.")] = 20,

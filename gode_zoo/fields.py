@@ -13,39 +13,48 @@ Source: Yu, Miao and Wu, "Neural Generalized Ordinary Differential Equations wit
 """
 
 import copy
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from .bases import Basis
-from .layers import SplineConv2d, combine, keeping_layout, time_row
+from .layers import SplineBatchNorm2d, SplineConv2d, SplineGroupNorm, combine, keeping_layout, time_row
 
 __all__ = ["ConcatConvField", "LiftedField", "SplineConvField", "lift"]
 
 
-def _group_norm(channels: int, device: Any, dtype: Any) -> nn.GroupNorm:
+def _num_groups(channels: int) -> int:
     """The paper's 32 groups, or one a channel where there are fewer channels."""
     groups = min(32, channels)
     if channels < 1 or channels % groups:
         raise ValueError(f"channels={channels}: must be at least 1, and a multiple of 32 above 32 (GroupNorm groups)")
-    return nn.GroupNorm(groups, channels, device=device, dtype=dtype)
+    return groups
+
+
+def _group_norm(channels: int, device: Any, dtype: Any) -> nn.GroupNorm:
+    return nn.GroupNorm(_num_groups(channels), channels, device=device, dtype=dtype)
 
 
 class SplineConvField(nn.Module):
-    """The paper's vector field: ``num_convs`` times GroupNorm–ReLU–SplineConv (3×3, padding 1, no bias).
-
-    The norms are shared by all times. With ``num_convs=1`` the field is ReLU–SplineConv, without a norm.
+    """The paper's vector field: ``num_convs`` times norm–ReLU–SplineConv (3×3, padding 1, no bias).
 
     Args:
         channels: channels of the state.
         basis: the basis of time, such as ``BSplineBasis``.
         num_convs: number L of spline convolutions, at least 1.
+        norm: ``"group"``, the paper's: GroupNorm shared by all times, and none where ``num_convs=1``; ``"spline_group"``
+            and ``"spline_batch"``: group or batch norms that vary with time, as a residual network's do from block to
+            block, one before each convolution.
 
     Raises:
         ValueError: on a value outside these limits.
     """
+
+    spline_norms: Final[bool]
+    num_norm_weights: Final[int]
 
     def __init__(
         self,
@@ -54,17 +63,25 @@ class SplineConvField(nn.Module):
         num_convs: int = 2,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        norm: str = "group",
     ) -> None:
         super().__init__()
         if isinstance(num_convs, bool) or not isinstance(num_convs, int) or num_convs < 1:
             raise ValueError(f"num_convs={num_convs!r}: must be an integer of at least 1")
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        kinds: dict[str, Callable[[], nn.Module]] = {
+            "group": lambda: _group_norm(channels, **dd) if num_convs > 1 else nn.Identity(),
+            "spline_group": lambda: SplineGroupNorm(_num_groups(channels), channels, basis, **dd),
+            "spline_batch": lambda: SplineBatchNorm2d(channels, basis, **dd),
+        }
+        if norm not in kinds:
+            raise ValueError(f"norm={norm!r}: must be one of {', '.join(kinds)}")
         self.basis = basis
-        self.norms = nn.ModuleList(
-            _group_norm(channels, device, dtype) if num_convs > 1 else nn.Identity() for _ in range(num_convs)
-        )
+        self.norms = nn.ModuleList(kinds[norm]() for _ in range(num_convs))
+        self.spline_norms = norm != "group"
+        self.num_norm_weights = self.norms[0].num_weights if self.spline_norms else 0  # type: ignore[assignment]
         self.convs = nn.ModuleList(
-            SplineConv2d(channels, channels, 3, basis, padding=1, bias=False, device=device, dtype=dtype)
-            for _ in range(num_convs)
+            SplineConv2d(channels, channels, 3, basis, padding=1, bias=False, **dd) for _ in range(num_convs)
         )
 
     @torch.jit.unused
@@ -73,16 +90,25 @@ class SplineConvField(nn.Module):
         return self.basis(times)
 
     def stage_weights(self, table: Tensor) -> list[Tensor]:
-        """The kernels of every row of the table, a tensor ``(S, C, C, 3, 3)`` for each convolution."""
+        """The kernels of every row of the table, ``(S, C, C, 3, 3)`` a convolution; then those of norms that vary."""
         weights: list[Tensor] = []
         for conv in self.convs:
             weights.append(conv.weights_at(table))  # type: ignore[operator]
+        if self.spline_norms:
+            for norm in self.norms:
+                weights.extend(norm.weights_at(table))  # type: ignore[operator]
         return weights
 
     def forward_stage(self, x: Tensor, weights: list[Tensor], stage: int) -> Tensor:
         """The field at time number ``stage``: ``(B, C, H, W)`` to the same."""
+        first = len(self.convs)
         for i, (norm, conv) in enumerate(zip(self.norms, self.convs)):  # noqa: B905 (TorchScript's zip has no strict)
-            x = conv.apply_weight(torch.relu(norm(x)), weights[i][stage])  # type: ignore[operator]
+            if self.spline_norms:
+                x = norm.apply_weights(x, weights[first : first + self.num_norm_weights], stage)  # type: ignore[operator]
+                first += self.num_norm_weights
+            else:
+                x = norm(x)
+            x = conv.apply_weight(torch.relu(x), weights[i][stage])  # type: ignore[operator]
         return x
 
     @torch.jit.unused

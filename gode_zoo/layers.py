@@ -11,8 +11,8 @@ Shapes: x ``(B, C, H, W)`` or ``(B, C)``; t 0-d or ``(1,)``; table ``(S, m)``.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,16 @@ from torch.nn import functional as F
 
 from .bases import Basis
 
-__all__ = ["SplineConv2d", "SplineGroupNorm", "SplineLinear", "combine", "keeping_layout", "time_row"]
+__all__ = [
+    "SplineBatchNorm2d",
+    "SplineConv2d",
+    "SplineGroupNorm",
+    "SplineLinear",
+    "combine",
+    "keeping_layout",
+    "spline_coefficients",
+    "time_row",
+]
 
 
 def combine(table: Tensor, coeffs: Tensor) -> Tensor:
@@ -61,6 +70,23 @@ def keeping_layout(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
         return fn(tensor.flatten(3)).contiguous().view(tensor.shape) if tensor.dim() == 5 else fn(tensor)
 
     return convert
+
+
+def spline_coefficients(model: nn.Module) -> Iterator[tuple[str, Tensor, Basis]]:
+    """Every tensor of spline coefficients, basis index last, with its name in the state dict and its basis.
+
+    Parameters, and the buffers that are splines too: the running statistics of ``SplineBatchNorm2d``.
+    """
+    for prefix, module in model.named_modules():
+        basis = getattr(module, "basis", None)
+        if not isinstance(basis, Basis):
+            continue
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        if isinstance(getattr(module, "coeffs", None), nn.ParameterList):  # a lifted module
+            own = [(f"coeffs.{name}", value) for name, value in module.coeffs.named_parameters()]  # type: ignore[union-attr]
+        for name, value in own:
+            if "coeffs" in name:
+                yield f"{prefix}.{name}".lstrip("."), value, basis
 
 
 def _init_coeffs(coeffs: Tensor) -> None:
@@ -219,6 +245,8 @@ class SplineGroupNorm(nn.Module):
         ValueError: if ``num_groups`` does not divide ``num_channels``.
     """
 
+    num_weights: Final[int]
+
     def __init__(
         self,
         num_groups: int,
@@ -235,16 +263,119 @@ class SplineGroupNorm(nn.Module):
                 "divide num_channels"
             )
         self.basis = basis
+        self.num_weights = 2
         self.num_groups, self.num_channels, self.eps = num_groups, num_channels, eps
         self.coeffs = nn.Parameter(torch.ones(num_channels, basis.num_basis, device=device, dtype=dtype))
         self.bias_coeffs = nn.Parameter(torch.zeros(num_channels, basis.num_basis, device=device, dtype=dtype))
 
+    def weights_at(self, table: Tensor) -> list[Tensor]:
+        """Scale and shift at every row of a table: ``(S, m)`` to two tensors ``(S, C)``."""
+        return [combine(table, self.coeffs), combine(table, self.bias_coeffs)]
+
+    def apply_weights(self, x: Tensor, weights: list[Tensor], stage: int) -> Tensor:
+        """Normalise ``x`` with number ``stage`` of what ``weights_at`` made."""
+        return F.group_norm(x, self.num_groups, weights[0][stage], weights[1][stage], self.eps)
+
+    @torch.jit.unused
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         """Normalise ``x (B, C, …)`` and apply the scale and shift of time ``t``."""
-        row = time_row(self.basis, t)
-        return F.group_norm(
-            x, self.num_groups, combine(row, self.coeffs)[0], combine(row, self.bias_coeffs)[0], self.eps
-        )
+        return self.apply_weights(x, self.weights_at(time_row(self.basis, t)), 0)
 
     def extra_repr(self) -> str:
         return f"{self.num_groups}, {self.num_channels}, eps={self.eps}"
+
+
+class SplineBatchNorm2d(nn.Module):
+    """``torch.nn.BatchNorm2d`` whose scale, shift and running statistics are all splines of time.
+
+    In training a batch is normalised by its own mean and variance. The running statistics, which evaluation uses, then
+    move at that time t towards them by ``momentum``, with the least change of coefficients that does so::
+
+        c ← c + momentum · (observed − c·b) b / (b·b),    b = B(t)
+
+    For piecewise constants that is ``BatchNorm2d``'s own update of the piece in which t lies. A variance that the spline
+    takes below zero between the times seen counts as zero.
+
+    Args:
+        num_channels: channels C.
+        basis: the basis of time; its functions must sum to one over the span, as clamped B-splines do, since a sum of nearly
+            zero would have to be multiplied by coefficients without bound.
+        eps: added to variances.
+        momentum: weight of the newest batch in the running statistics.
+
+    Attributes:
+        coeffs: scale ``(C, m)``, one at first.
+        bias_coeffs: shift ``(C, m)``, zero at first.
+        mean_coeffs: buffer, running mean ``(C, m)``, zero at first.
+        var_coeffs: buffer, running variance ``(C, m)``, one at first.
+
+    Source: Queiruga et al., "Stateful ODE-Nets using Basis Function Expansions" (2021), section 4. They project the
+    statistics of all times of a solve at once; here one time after the other, so that no state outlives a call.
+
+    Raises:
+        ValueError: if num_channels is below 1, or the basis does not sum to one.
+    """
+
+    num_weights: Final[int]
+    mean_coeffs: Tensor
+    var_coeffs: Tensor
+
+    def __init__(
+        self,
+        num_channels: int,
+        basis: Basis,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if num_channels < 1:
+            raise ValueError(f"num_channels={num_channels}: must be at least 1")
+        with torch.device("cpu"):
+            times = torch.linspace(*basis.t_span, 65, dtype=torch.float64)  # type: ignore[misc]
+            if not torch.allclose(basis(times).sum(-1), torch.ones(65, dtype=torch.float64)):
+                raise ValueError(
+                    f"basis={basis}: its functions do not sum to one over the span, so running statistics cannot be kept "
+                    'in it; use a B-spline basis with knots="clamped"'
+                )
+        self.basis = basis
+        self.num_weights = 5
+        self.num_channels, self.eps, self.momentum = num_channels, eps, momentum
+        shape = (num_channels, basis.num_basis)
+        self.coeffs = nn.Parameter(torch.ones(shape, device=device, dtype=dtype))
+        self.bias_coeffs = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
+        self.register_buffer("mean_coeffs", torch.zeros(shape, device=device, dtype=dtype))
+        self.register_buffer("var_coeffs", torch.ones(shape, device=device, dtype=dtype))
+
+    def weights_at(self, table: Tensor) -> list[Tensor]:
+        """Scale, shift, running mean and variance ``(S, C)`` at every row of a table ``(S, m)``, and the table itself."""
+        return [
+            combine(table, self.coeffs),
+            combine(table, self.bias_coeffs),
+            combine(table, self.mean_coeffs),
+            combine(table, self.var_coeffs).clamp_min(0.0),
+            table,
+        ]
+
+    def apply_weights(self, x: Tensor, weights: list[Tensor], stage: int) -> Tensor:
+        """Normalise ``x`` with number ``stage`` of what ``weights_at`` made; in training, move the running statistics."""
+        scale, shift = weights[0][stage], weights[1][stage]
+        if not self.training:
+            return F.batch_norm(x, weights[2][stage], weights[3][stage], scale, shift, False, 0.0, self.eps)
+        mean, var = torch.zeros_like(scale), torch.ones_like(scale)
+        y = F.batch_norm(x, mean, var, scale, shift, True, 1.0, self.eps)  # fills mean and var with the batch's
+        row = weights[4][stage].to(scale.dtype)
+        with torch.no_grad():
+            pull = self.momentum * row / (row @ row)
+            self.mean_coeffs += torch.outer(mean - self.mean_coeffs @ row, pull)
+            self.var_coeffs += torch.outer(var - self.var_coeffs @ row, pull)
+        return y
+
+    @torch.jit.unused
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        """Normalise ``x (B, C, H, W)`` and apply the scale and shift of time ``t``."""
+        return self.apply_weights(x, self.weights_at(time_row(self.basis, t)), 0)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_channels}, eps={self.eps}, momentum={self.momentum}"

@@ -1,0 +1,134 @@
+"""Surgery: weights in, weights out, without training.
+
+    finer = refine(model, num_basis=16)       # knots inserted: W(t), and so the output, stays as it is
+    smaller = compress(model, num_basis=4)    # the W(t) with 4 functions that is nearest in the L2 norm over the span
+    gode = from_resnet(resnet)                # n residual blocks are n Euler steps of size 1 of piecewise constant weights
+
+Each takes a trained module and returns another; what it was given is left as it is. A zoo model that was refined or
+compressed can be saved in timm's Hub format and loads again: its new knots stand in its ``model_args``.
+
+Shapes: coefficients ``(…, m)``.
+
+Source: Queiruga et al., "Continuous-in-Depth Neural Networks" (2020) and "Stateful ODE-Nets using Basis Function
+Expansions" (2021) refine and project trained networks so, with piecewise constants; knot insertion is in splines.py.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .from_resnet import from_resnet
+from .layers import spline_coefficients
+from .ode_block import ODEBlock
+from .splines import BSplineBasis, finer_knots, insert_knots, project_basis
+
+__all__ = ["compress", "from_resnet", "refine", "refine_"]
+
+Change = Callable[[BSplineBasis], tuple[BSplineBasis, Tensor]]
+
+
+def refine(model: nn.Module, num_basis: int) -> nn.Module:
+    """A copy of ``model`` with more basis functions and the same output, by knot insertion.
+
+    Every knot interval is cut into equal parts so that the widest part is as small as can be. The solver keeps its steps.
+
+    Args:
+        model: any module whose weights are B-splines of time.
+        num_basis: functions of each basis, at least as many as there are.
+
+    Raises:
+        ValueError: if nothing in the model is a B-spline, or it has more functions already.
+    """
+    finer = copy.deepcopy(model)
+    refine_(finer, num_basis)
+    return finer
+
+
+def refine_(model: nn.Module, num_basis: int, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """``refine`` in place, for coarse-to-fine training: every parameter stays the same object, with more coefficients.
+
+    An optimizer's averages of a parameter's shape (momentum) go through the same matrix, so that the weight functions W(t)
+    move on as they did. Gradients are dropped.
+
+    Raises:
+        ValueError: as ``refine``.
+    """
+
+    def insert(basis: BSplineBasis) -> tuple[BSplineBasis, Tensor]:
+        return insert_knots(basis, finer_knots(basis, num_basis))
+
+    _change_bases(model, insert, optimizer)
+
+
+def compress(
+    model: nn.Module,
+    num_basis: int,
+    degree: int | None = None,
+    knots: str | Sequence[float] | None = None,
+) -> nn.Module:
+    """A copy of ``model`` with other basis functions, whose W(t) is nearest to the model's in the L2 norm over the span.
+
+    Args:
+        model: any module whose weights are B-splines of time.
+        num_basis: functions of each new basis.
+        degree: their degree; as it is where None.
+        knots: ``"uniform"``, ``"clamped"`` or the knots themselves; the same kind as now where None. A model with explicit
+            knots (one that was refined, say) needs them said.
+
+    Raises:
+        ValueError: if nothing in the model is a B-spline, or the basis is impossible.
+    """
+
+    def project(basis: BSplineBasis) -> tuple[BSplineBasis, Tensor]:
+        if knots is None and basis.knot_kind == "explicit":
+            raise ValueError('the model has explicit knots: say which the new basis has, knots="clamped" or "uniform"')
+        chosen = basis.knot_kind if knots is None else knots
+        target = BSplineBasis(num_basis, basis.degree if degree is None else degree, basis.t_span, chosen)
+        return target, project_basis(basis, target)
+
+    smaller = copy.deepcopy(model)
+    _change_bases(smaller, project, None)
+    return smaller
+
+
+@torch.no_grad()
+def _change_bases(model: nn.Module, change: Change, optimizer: torch.optim.Optimizer | None) -> None:
+    """Put another basis in place of every B-spline basis of the model, and take its coefficients along."""
+    changed: dict[BSplineBasis, tuple[BSplineBasis, Tensor]] = {}
+    for _, _, basis in spline_coefficients(model):
+        if isinstance(basis, BSplineBasis) and basis not in changed:
+            changed[basis] = change(basis)
+    if not changed:
+        raise ValueError(
+            f"{type(model).__name__} has no weights that are B-splines of time: give a model such as gode_*"
+        )
+    for _, coeffs, basis in list(spline_coefficients(model)):
+        if basis not in changed:
+            continue
+        matrix = changed[basis][1].T
+        if optimizer is not None:
+            for name, value in optimizer.state.get(coeffs, {}).items():
+                if isinstance(value, Tensor) and value.shape == coeffs.shape:
+                    optimizer.state[coeffs][name] = _times(value, matrix)
+        coeffs.grad = None
+        coeffs.data = _times(coeffs, matrix)
+    for module in model.modules():
+        old = getattr(module, "basis", None)
+        if isinstance(old, BSplineBasis) and old in changed:
+            module.basis = changed[old][0].to(old.knots.device)
+    for module in model.modules():
+        if isinstance(module, ODEBlock):
+            module._apply(lambda tensor: tensor)  # makes its table of basis values anew
+    # What timm writes into the config.json of a zoo model; another model that holds splines has no keyword for them.
+    if hasattr(model, "_model_args") and type(model).__module__.startswith("gode_zoo."):
+        basis = next(iter(changed.values()))[0]
+        kind = list(basis.knot_values) if basis.knot_kind == "explicit" else basis.knot_kind
+        options = {"num_basis": basis.num_basis, "degree": basis.degree, "knots": kind}
+        model._model_args = {**model._model_args, **options}  # type: ignore[assignment, dict-item]
+
+
+def _times(coeffs: Tensor, matrix: Tensor) -> Tensor:
+    """``coeffs (…, m)`` times ``matrix (m, m')``, computed in float64."""
+    return (coeffs.cpu().double() @ matrix).to(coeffs).contiguous()  # some devices have no float64
