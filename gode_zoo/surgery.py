@@ -47,10 +47,11 @@ def refine(model: nn.Module, num_basis: int) -> nn.Module:
 
 
 def refine_(model: nn.Module, num_basis: int, optimizer: torch.optim.Optimizer | None = None) -> None:
-    """``refine`` in place, for coarse-to-fine training: every parameter stays the same object, with more coefficients.
+    """``refine`` in place, for coarse-to-fine training: the model has new parameters, which take the old ones' place in its
+    optimizer.
 
     An optimizer's averages of a parameter's shape (momentum) go through the same matrix, so that the weight functions W(t)
-    move on as they did. Gradients are dropped.
+    move on as they did. ``DistributedDataParallel`` must be put around the model anew.
 
     Raises:
         ValueError: as ``refine``.
@@ -104,16 +105,9 @@ def _change_bases(model: nn.Module, change: Change, optimizer: torch.optim.Optim
         raise ValueError(
             f"{type(model).__name__} has no weights that are B-splines of time: give a model such as gode_*"
         )
-    for _, coeffs, basis in list(spline_coefficients(model)):
-        if basis not in changed:
-            continue
-        matrix = changed[basis][1].T
-        if optimizer is not None:
-            for name, value in optimizer.state.get(coeffs, {}).items():
-                if isinstance(value, Tensor) and value.shape == coeffs.shape:
-                    optimizer.state[coeffs][name] = _times(value, matrix)
-        coeffs.grad = None
-        coeffs.data = _times(coeffs, matrix)
+    for name, coeffs, basis in list(spline_coefficients(model)):
+        if basis in changed:
+            _replace(model, name, coeffs, changed[basis][1].T, optimizer)
     for module in model.modules():
         old = getattr(module, "basis", None)
         if isinstance(old, BSplineBasis) and old in changed:
@@ -127,6 +121,26 @@ def _change_bases(model: nn.Module, change: Change, optimizer: torch.optim.Optim
         kind = list(basis.knot_values) if basis.knot_kind == "explicit" else basis.knot_kind
         options = {"num_basis": basis.num_basis, "degree": basis.degree, "knots": kind}
         model._model_args = {**model._model_args, **options}  # type: ignore[assignment, dict-item]
+
+
+def _replace(
+    model: nn.Module, name: str, coeffs: Tensor, matrix: Tensor, optimizer: torch.optim.Optimizer | None
+) -> None:
+    """Put ``coeffs · matrix`` in place of the parameter or buffer ``name``, in the model and in its optimizer."""
+    parent, _, own_name = name.rpartition(".")
+    new = _times(coeffs, matrix)
+    if isinstance(coeffs, nn.Parameter):
+        new = nn.Parameter(new, coeffs.requires_grad)
+    setattr(model.get_submodule(parent), own_name, new)
+    if optimizer is None:
+        return
+    for group in optimizer.param_groups:
+        group["params"] = [new if parameter is coeffs else parameter for parameter in group["params"]]
+    if coeffs in optimizer.state:
+        optimizer.state[new] = {
+            key: _times(value, matrix) if isinstance(value, Tensor) and value.shape == coeffs.shape else value
+            for key, value in optimizer.state.pop(coeffs).items()
+        }
 
 
 def _times(coeffs: Tensor, matrix: Tensor) -> Tensor:

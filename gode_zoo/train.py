@@ -12,6 +12,7 @@ per-epoch figures are information only.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import signal
@@ -34,6 +35,7 @@ from torch.nn import functional as F
 
 from . import data as zoo_data
 from .evaluate import Score, count_correct
+from .penalties import SplinePenalty
 from .recipes import Recipe, learning_rate
 from .run_folder import (
     CHECKPOINT_FORMAT,
@@ -49,6 +51,7 @@ from .run_folder import (
     write_log,
     write_metrics,
 )
+from .surgery import refine, refine_
 
 __all__ = ["CheckpointError", "NonFiniteLossError", "TrainResult", "TrainingInterrupted", "train"]
 
@@ -155,6 +158,10 @@ def train(
             f"and drop_last leaves no batch: make batch_size smaller or drop_last false"
         )
 
+    penalty = SplinePenalty(model, **dataclasses.asdict(recipe.penalty)) if recipe.penalty else None
+    if recipe.refine:  # tried beforehand: one that cannot be done would stop the run in its middle
+        refine(model, recipe.refine[-1].num_basis)
+
     # Optimiser, schedule, moving average; two generators, one for the order of the data and one for augmentation.
     optimizer = create_optimizer_v2(
         model,
@@ -173,7 +180,17 @@ def train(
     order = torch.Generator(device).manual_seed(recipe.seed)
     augment = torch.Generator(device).manual_seed(recipe.seed + 2**32)  # a stream that no other seed's order has
     run = _Run(model, optimizer, schedule, ema, order, augment, device)
+
+    def refine_after(epoch: int) -> None:
+        for refinement in recipe.refine:
+            if refinement.epoch == epoch:
+                refine_(model, refinement.num_basis, optimizer)
+                if ema:
+                    refine_(ema.module, refinement.num_basis)
+
     if saved is not None:
+        for epoch in range(saved["epoch"]):
+            refine_after(epoch + 1)
         run.restore(saved, steps_per_epoch, checkpoint_path)
     else:
         out.mkdir(parents=True, exist_ok=True)
@@ -206,6 +223,7 @@ def train(
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     logits = forward(x)
                 loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+                loss = loss if penalty is None else loss + penalty()
 
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -254,6 +272,7 @@ def train(
             run.history.append(row)
             write_log(out / "train_log.csv", run.history)
             run.epoch, run.batch = epoch + 1, 0
+            refine_after(epoch + 1)
             save()
             last_save = time.monotonic()
             _logger.info("%s", "  ".join(f"{key} {row[key]:.6g}" for key in LOG_COLUMNS if key in row))
