@@ -176,6 +176,29 @@ def compress(
     Console().print(table)
 
 
+@app.command("choose-penalty")
+def choose_penalty(
+    recipe: Annotated[str, typer.Argument(help="A recipe with holdout: a bundled one's name, or a YAML file.")],
+    factors: Annotated[list[float], typer.Argument(help="Factors to try, such as 0 1e-5 1e-4.")],
+    kind: Annotated[str, typer.Option(help="roughness, difference or ridge.")] = "roughness",
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs; default runs/<recipe>.<kind>.")] = None,
+    data_dir: DataDir = None,
+    device: Device = None,
+) -> None:
+    """Train with each factor of a penalty and choose the one with the least error on the held-out images."""
+    from .choose_penalty import choose_penalty as choose
+    from .recipes import load_recipe
+
+    loaded = load_recipe(recipe)
+    folder = out or Path("runs") / f"{loaded.name}.{kind}"
+    choice = choose(loaded, kind, factors, folder, data_dir=data_dir, device=device)
+    table = Table("factor", "held-out error %", kind, "", box=SIMPLE)
+    for trial in choice.trials:
+        chosen = "chosen" if trial is choice.best else ""
+        table.add_row(f"{trial.factor:g}", f"{trial.val_error:.2f}", f"{trial.penalty:.4g}", chosen)
+    Console().print(table)
+
+
 @app.command()
 def benchmark(
     model: Annotated[str, typer.Argument(help="A GODE model.")] = "gode_cifar10_m8",
