@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .bases import Basis
-from .layers import SplineBatchNorm2d, SplineConv2d, SplineGroupNorm, combine, keeping_layout, time_row
+from .layers import SplineBatchNorm2d, SplineConv2d, SplineGroupNorm, combine, keeping_layout, time_row, with_pulls
 
 __all__ = ["ConcatConvField", "LiftedField", "SplineConvField", "lift"]
 
@@ -86,8 +86,9 @@ class SplineConvField(nn.Module):
 
     @torch.jit.unused
     def tabulate(self, times: Tensor) -> Tensor:
-        """Basis values of every time: ``(S,)`` to ``(S, m)``."""
-        return self.basis(times)
+        """Basis values of every time, ``(S,)`` to ``(S, m)``; with batch norms ``(S, 2m)``, see ``with_pulls``."""
+        values = self.basis(times)
+        return with_pulls(values) if isinstance(self.norms[0], SplineBatchNorm2d) else values
 
     def stage_weights(self, table: Tensor) -> list[Tensor]:
         """The kernels of every row of the table, ``(S, C, C, 3, 3)`` a convolution; then those of norms that vary."""
@@ -118,16 +119,19 @@ class SplineConvField(nn.Module):
 
 
 class ConcatConv2d(nn.Module):
-    """A 3×3 convolution of the state with time as one more channel, put first: the Neural-ODE baseline's layer."""
+    """A convolution of the state with time as one more channel, put first: the Neural-ODE baseline's layer."""
 
     def __init__(
         self,
-        channels: int,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels + 1, channels, 3, padding=1, device=device, dtype=dtype)
+        padding = kernel_size // 2
+        self.conv = nn.Conv2d(in_channels + 1, out_channels, kernel_size, padding=padding, device=device, dtype=dtype)
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         plane = t.to(x.dtype).reshape(1, 1, 1, 1).expand(x.shape[0], 1, x.shape[2], x.shape[3])
@@ -151,9 +155,9 @@ class ConcatConvField(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = _group_norm(channels, device, dtype)
-        self.conv1 = ConcatConv2d(channels, device, dtype)
+        self.conv1 = ConcatConv2d(channels, channels, 3, device, dtype)
         self.norm2 = _group_norm(channels, device, dtype)
-        self.conv2 = ConcatConv2d(channels, device, dtype)
+        self.conv2 = ConcatConv2d(channels, channels, 3, device, dtype)
         self.norm3 = _group_norm(channels, device, dtype)
 
     @torch.jit.unused

@@ -29,6 +29,7 @@ __all__ = [
     "keeping_layout",
     "spline_coefficients",
     "time_row",
+    "with_pulls",
 ]
 
 
@@ -70,6 +71,14 @@ def keeping_layout(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
         return fn(tensor.flatten(3)).contiguous().view(tensor.shape) if tensor.dim() == 5 else fn(tensor)
 
     return convert
+
+
+def with_pulls(values: Tensor) -> Tensor:
+    """Basis values ``(S, m)`` of a solve with the columns of their pseudo-inverse beside them, ``(S, 2m)``.
+
+    ``SplineBatchNorm2d`` moves its running statistics by them.
+    """
+    return torch.cat([values, torch.linalg.pinv(values).mT], dim=1)
 
 
 def spline_coefficients(model: nn.Module) -> Iterator[tuple[str, Tensor, Basis]]:
@@ -163,8 +172,8 @@ class SplineConv2d(nn.Module):
             nn.init.zeros_(self.bias_coeffs)
 
     def weights_at(self, table: Tensor) -> Tensor:
-        """Kernels of every row of a table: ``(S, m)`` to ``(S, out, in / groups, kH, kW)``."""
-        return combine(table, self.coeffs)
+        """Kernels of every row of a table: ``(S, m)``, or more columns, to ``(S, out, in / groups, kH, kW)``."""
+        return combine(table[:, : self.coeffs.shape[-1]], self.coeffs)
 
     def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The convolution with one kernel that ``weights_at`` made."""
@@ -224,6 +233,7 @@ class SplineLinear(nn.Module):
         if self.bias_coeffs is not None:
             nn.init.zeros_(self.bias_coeffs)
 
+    @torch.jit.unused
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         """Map ``x (…, in_features)`` to ``(…, out_features)`` with the weight of time ``t``."""
         row = time_row(self.basis, t)
@@ -288,13 +298,14 @@ class SplineGroupNorm(nn.Module):
 class SplineBatchNorm2d(nn.Module):
     """``torch.nn.BatchNorm2d`` whose scale, shift and running statistics are all splines of time.
 
-    In training a batch is normalised by its own mean and variance. The running statistics, which evaluation uses, then
-    move at that time t towards them by ``momentum``, with the least change of coefficients that does so::
+    In training a batch is normalised by its own mean and variance. The running statistics, which evaluation uses, then move
+    towards the spline that fits those of all S times of the solve best, in least squares::
 
-        c ← c + momentum · (observed − c·b) b / (b·b),    b = B(t)
+        c ← (1 − momentum) c + momentum · B⁺ observed,    B (S, m) the basis at those times, B⁺ its pseudo-inverse
 
-    For piecewise constants that is ``BatchNorm2d``'s own update of the piece in which t lies. A variance that the spline
-    takes below zero between the times seen counts as zero.
+    Each call adds its own time's share, ``momentum · (observed − spline) ⊗ pull`` with pull the time's column of B⁺; a call
+    at a single time moves by the least change. For piecewise constants with one time a piece that is ``BatchNorm2d``'s own
+    update of the piece. A variance that the spline takes below zero between the times seen counts as zero.
 
     Args:
         num_channels: channels C.
@@ -309,8 +320,8 @@ class SplineBatchNorm2d(nn.Module):
         mean_coeffs: buffer, running mean ``(C, m)``, zero at first.
         var_coeffs: buffer, running variance ``(C, m)``, one at first.
 
-    Source: Queiruga et al., "Stateful ODE-Nets using Basis Function Expansions" (2021), section 4. They project the
-    statistics of all times of a solve at once; here one time after the other, so that no state outlives a call.
+    Source: Queiruga et al., "Stateful ODE-Nets using Basis Function Expansions" (2021), which projects the statistics of a
+    solve in the same way.
 
     Raises:
         ValueError: if num_channels is below 1, or the basis does not sum to one.
@@ -349,27 +360,33 @@ class SplineBatchNorm2d(nn.Module):
         self.register_buffer("var_coeffs", torch.ones(shape, device=device, dtype=dtype))
 
     def weights_at(self, table: Tensor) -> list[Tensor]:
-        """Scale, shift, running mean and variance ``(S, C)`` at every row of a table ``(S, m)``, and the table itself."""
+        """Scale, shift, running mean and variance, each ``(S, C)``, and pull ``(S, m)``, of every row of a table.
+
+        Args:
+            table: basis values ``(S, m)``, or beside them the pulls ``(S, 2m)`` that ``with_pulls`` made.
+        """
+        num_basis = self.coeffs.shape[1]
+        row = table[:, :num_basis]
+        pull = table[:, num_basis:] if table.shape[1] > num_basis else row / row.square().sum(1, keepdim=True)
         return [
-            combine(table, self.coeffs),
-            combine(table, self.bias_coeffs),
-            combine(table, self.mean_coeffs),
-            combine(table, self.var_coeffs).clamp_min(0.0),
-            table,
+            combine(row, self.coeffs),
+            combine(row, self.bias_coeffs),
+            combine(row, self.mean_coeffs),
+            combine(row, self.var_coeffs),
+            pull.to(self.coeffs.dtype),
         ]
 
     def apply_weights(self, x: Tensor, weights: list[Tensor], stage: int) -> Tensor:
         """Normalise ``x`` with number ``stage`` of what ``weights_at`` made; in training, move the running statistics."""
-        scale, shift = weights[0][stage], weights[1][stage]
+        scale, shift, old_mean, old_var = weights[0][stage], weights[1][stage], weights[2][stage], weights[3][stage]
         if not self.training:
-            return F.batch_norm(x, weights[2][stage], weights[3][stage], scale, shift, False, 0.0, self.eps)
+            return F.batch_norm(x, old_mean, old_var.clamp_min(0.0), scale, shift, False, 0.0, self.eps)
         mean, var = torch.zeros_like(scale), torch.ones_like(scale)
         y = F.batch_norm(x, mean, var, scale, shift, True, 1.0, self.eps)  # fills mean and var with the batch's
-        row = weights[4][stage].to(scale.dtype)
         with torch.no_grad():
-            pull = self.momentum * row / (row @ row)
-            self.mean_coeffs += torch.outer(mean - self.mean_coeffs @ row, pull)
-            self.var_coeffs += torch.outer(var - self.var_coeffs @ row, pull)
+            step = self.momentum * weights[4][stage]
+            self.mean_coeffs.add_(torch.outer(mean - old_mean, step))
+            self.var_coeffs.add_(torch.outer(var - old_var, step))
         return y
 
     @torch.jit.unused

@@ -7,7 +7,7 @@ from scipy.interpolate import BSpline
 from torch import nn
 from torch.nn import functional as F
 
-from gode_zoo import BSplineBasis, SplineConv2d, SplineGroupNorm, SplineLinear, lift
+from gode_zoo import BSplineBasis, ODEBlock, SplineConv2d, SplineConvField, SplineGroupNorm, SplineLinear, lift
 from gode_zoo.layers import SplineBatchNorm2d, combine, spline_coefficients
 
 TIMES = [0.0, 0.13, 0.5, 0.99, 1.0]
@@ -146,17 +146,26 @@ def test_batch_norm_of_piecewise_constants_is_one_batch_norm_a_piece():
         torch.testing.assert_close(norm(torch.tensor((i + 0.5) / 3), x), bn.eval()(x))
 
 
-def test_running_statistics_of_a_spline_find_the_statistics_of_each_time():
-    """Channel means that move linearly with t are found by a linear spline."""
-    norm = SplineBatchNorm2d(2, BSplineBasis(3, 1, knots="clamped"), momentum=0.5)
-    torch.manual_seed(0)
-    times = torch.linspace(0, 1, 6)
-    for _ in range(40):
-        for t in times:
-            norm(t, torch.randn(64, 2, 8, 8) * (1 + t) + torch.stack([t, 3 - t]).reshape(1, 2, 1, 1))
-    row = norm.basis(times)
-    torch.testing.assert_close(row @ norm.mean_coeffs.T, torch.stack([times, 3 - times], -1), atol=0.1, rtol=0)
-    torch.testing.assert_close(row @ norm.var_coeffs.T, ((1 + times) ** 2)[:, None].expand(6, 2), atol=0.2, rtol=0.1)
+@pytest.mark.parametrize("num_steps", [2, 3, 8])
+def test_running_statistics_of_a_spline_fit_those_of_all_times_of_a_solve(num_steps):
+    """Fewer times than coefficients, as many, and more: numpy's least squares (the smallest, where there is a choice)."""
+    basis = BSplineBasis(3, 1, knots="clamped")
+    field = SplineConvField(4, basis, num_convs=1, norm="spline_batch")
+    norm, seen = field.norms[0], []
+    nn.init.normal_(norm.mean_coeffs), nn.init.uniform_(norm.var_coeffs, 0.5, 2.0)
+    old = norm.mean_coeffs.clone(), norm.var_coeffs.clone()
+    apply = norm.apply_weights
+    norm.apply_weights = lambda x, *rest: seen.append(x) or apply(x, *rest)
+    block = ODEBlock(field, num_steps=num_steps)
+    block(torch.randn(6, 4, 5, 5))
+    matrix = basis(torch.tensor(block.times)).numpy()
+    keep = np.eye(3) - np.linalg.pinv(matrix) @ matrix  # what these times do not see stays as it is
+    for before, after, observed in (
+        (old[0], norm.mean_coeffs, torch.stack([x.mean((0, 2, 3)) for x in seen])),
+        (old[1], norm.var_coeffs, torch.stack([x.transpose(0, 1).flatten(1).var(1) for x in seen])),
+    ):
+        fit = np.linalg.lstsq(matrix, observed.detach().numpy(), rcond=None)[0].T + before.numpy() @ keep
+        np.testing.assert_allclose(after.numpy(), 0.9 * before.numpy() + 0.1 * fit, atol=1e-5)
 
 
 def test_batch_norm_refuses_a_basis_that_vanishes_at_the_ends():
