@@ -173,7 +173,7 @@ class SplineConv2d(nn.Module):
 
     def weights_at(self, table: Tensor) -> Tensor:
         """Kernels of every row of a table: ``(S, m)``, or more columns, to ``(S, out, in / groups, kH, kW)``."""
-        return combine(table[:, : self.coeffs.shape[-1]], self.coeffs)
+        return combine(table[:, : self.basis.num_basis], self.coeffs)
 
     def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The convolution with one kernel that ``weights_at`` made."""
@@ -365,7 +365,7 @@ class SplineBatchNorm2d(nn.Module):
         Args:
             table: basis values ``(S, m)``, or beside them the pulls ``(S, 2m)`` that ``with_pulls`` made.
         """
-        num_basis = self.coeffs.shape[1]
+        num_basis = self.basis.num_basis
         row = table[:, :num_basis]
         pull = table[:, num_basis:] if table.shape[1] > num_basis else row / row.square().sum(1, keepdim=True)
         return [
