@@ -51,8 +51,9 @@ class System:
     def load(self) -> Recipe:
         """The recipe of the run."""
         recipe = load_recipe(self.recipe)
-        changes = {"model": self.model, "model_args": self.model_args}
-        return dataclasses.replace(recipe, **{key: value for key, value in changes.items() if value is not None})
+        model = recipe.model if self.model is None else self.model
+        model_args = recipe.model_args if self.model_args is None else self.model_args
+        return dataclasses.replace(recipe, model=model, model_args=model_args)
 
 
 _GALERKIN = "galerkin_mnist.short"
@@ -119,7 +120,7 @@ def cost(model: nn.Module, input_size: Sequence[int], batch_size: int) -> dict[s
 
     def count(block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal nfe
-        nfe += block.solve(inputs[0]).nfe  # type: ignore[operator]
+        nfe += block.solve(inputs[0]).nfe  # type: ignore[operator, union-attr]
 
     model.eval()
     handles = [block.register_forward_hook(count) for block in blocks]
