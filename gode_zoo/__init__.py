@@ -4,6 +4,7 @@ Importing it registers the models with timm. ``gode_zoo.torchdyn`` is imported o
 """
 
 from . import models
+from .bases import Basis, ChebyshevBasis, FourierBasis, PolynomialBasis, RBFBasis
 from .download import download
 from .fields import ConcatConvField, LiftedField, SplineConvField, lift
 from .layers import SplineConv2d, SplineGroupNorm, SplineLinear
@@ -17,9 +18,14 @@ __version__ = "0.1.0"
 __all__ = [
     "SOLVERS",
     "BSplineBasis",
+    "Basis",
+    "ChebyshevBasis",
     "ConcatConvField",
+    "FourierBasis",
     "LiftedField",
     "ODEBlock",
+    "PolynomialBasis",
+    "RBFBasis",
     "Solution",
     "SplineConv2d",
     "SplineConvField",

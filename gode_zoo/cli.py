@@ -266,6 +266,55 @@ def hub_check(
 
 
 @app.command()
+def compress(
+    model: Annotated[str, typer.Argument(help="arch, arch.tag, or the folder of a finished run.")],
+    num_basis: Annotated[int, typer.Option(help="Basis functions to keep.")],
+    degree: Annotated[int | None, typer.Option(help="Degree of the new ones; default as now.")] = None,
+    knots: Annotated[str | None, typer.Option(help="uniform or clamped; default as now.")] = None,
+    steps: Annotated[int, typer.Option(help="Updates of the fine-tune; 0 for none.")] = 200,
+    lr: Annotated[float, typer.Option(help="Its first learning rate.")] = 0.01,
+    out: Annotated[Path | None, typer.Option(help="Folder for the smaller model.")] = None,
+    data_dir: DataDir = None,
+    device: Device = None,
+) -> None:
+    """Make a model smaller by projection onto fewer basis functions; measure it before, after, and fine-tuned."""
+    from .compress import compress_published
+
+    result = compress_published(
+        model, num_basis, degree=degree, knots=knots, steps=steps, lr=lr, out_dir=out, data_dir=data_dir, device=device
+    )
+    table = Table("", "parameters", "test error %", title=f"{result.name} on {result.dataset}", box=SIMPLE)
+    table.add_row("as published", f"{result.parameters[0]:,}", f"{result.before.error:.2f}")
+    table.add_row(f"{num_basis} basis functions", f"{result.parameters[1]:,}", f"{result.after.error:.2f}")
+    if result.finetuned is not None:
+        table.add_row(f"fine-tuned, {steps} steps", f"{result.parameters[1]:,}", f"{result.finetuned.error:.2f}")
+    Console().print(table)
+
+
+@app.command("choose-penalty")
+def choose_penalty(
+    recipe: Annotated[str, typer.Argument(help="A recipe with holdout: a bundled one's name, or a YAML file.")],
+    factors: Annotated[list[float], typer.Argument(help="Factors to try, such as 0 1e-5 1e-4.")],
+    kind: Annotated[str, typer.Option(help="roughness, difference or ridge.")] = "roughness",
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs; default runs/<recipe>.<kind>.")] = None,
+    data_dir: DataDir = None,
+    device: Device = None,
+) -> None:
+    """Train with each factor of a penalty and choose the one with the least error on the held-out images."""
+    from .choose_penalty import choose_penalty as choose
+    from .recipes import load_recipe
+
+    loaded = load_recipe(recipe)
+    folder = out or Path("runs") / f"{loaded.name}.{kind}"
+    choice = choose(loaded, kind, factors, folder, data_dir=data_dir, device=device)
+    table = Table("factor", "held-out error %", kind, "", box=SIMPLE)
+    for trial in choice.trials:
+        chosen = "chosen" if trial is choice.best else ""
+        table.add_row(f"{trial.factor:g}", f"{trial.val_error:.2f}", f"{trial.penalty:.4g}", chosen)
+    Console().print(table)
+
+
+@app.command()
 def benchmark(
     model: Annotated[str, typer.Argument(help="A GODE model with Euler steps.")] = "gode_cifar10_m8",
     what: Annotated[str | None, typer.Option(help="Figures, with commas; default all.")] = None,

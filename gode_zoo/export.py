@@ -32,10 +32,10 @@ from timm.data.model_config import resolve_input_data_config
 from torch import Tensor, nn
 
 from . import data as zoo_data
+from .bake import bake as bake_model
 from .evaluate import Score, load_published
 from .fields import SplineConvField
 from .ode_block import ODEBlock
-from .surgery import bake as bake_model
 
 __all__ = ["FORMATS", "Export", "ExportError", "export", "open_onnx", "quantize_onnx", "quietly", "write_onnx"]
 

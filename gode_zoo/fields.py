@@ -14,77 +14,105 @@ Source: Yu, Miao and Wu, "Neural Generalized Ordinary Differential Equations wit
 """
 
 import copy
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from .layers import SplineConv2d, combine, keeping_layout, time_row
-from .splines import BSplineBasis
+from .bases import Basis
+from .layers import SplineBatchNorm2d, SplineConv2d, SplineGroupNorm, combine, keeping_layout, time_row, with_pulls
 
 __all__ = ["ConcatConvField", "LiftedField", "SplineConvField", "lift"]
 
 
-def _group_norm(channels: int, device: Any, dtype: Any) -> nn.GroupNorm:
+def _num_groups(channels: int) -> int:
     """The paper's 32 groups, or one a channel where there are fewer channels."""
     groups = min(32, channels)
     if channels < 1 or channels % groups:
         raise ValueError(f"channels={channels}: must be at least 1, and a multiple of 32 above 32 (GroupNorm groups)")
-    return nn.GroupNorm(groups, channels, device=device, dtype=dtype)
+    return groups
+
+
+def _group_norm(channels: int, device: Any, dtype: Any) -> nn.GroupNorm:
+    return nn.GroupNorm(_num_groups(channels), channels, device=device, dtype=dtype)
 
 
 class SplineConvField(nn.Module):
-    """The paper's vector field: ``num_convs`` times GroupNorm–ReLU–SplineConv (3×3, padding 1, no bias).
-
-    The norms are shared by all times. With ``num_convs=1`` the field is ReLU–SplineConv, without a norm.
+    """The paper's vector field: ``num_convs`` times norm–ReLU–SplineConv (3×3, padding 1, no bias).
 
     Args:
         channels: channels of the state.
-        basis: the B-spline basis of time.
+        basis: the basis of time, such as ``BSplineBasis``.
         num_convs: number L of spline convolutions, at least 1.
+        norm: ``"group"``, the paper's: GroupNorm shared by all times, and none where ``num_convs=1``; ``"spline_group"``
+            and ``"spline_batch"``: group or batch norms that vary with time, as a residual network's do from block to
+            block, one before each convolution.
 
     Raises:
         ValueError: on a value outside these limits.
     """
 
+    spline_norms: Final[bool]
+    num_norm_weights: Final[int]
+
     def __init__(
         self,
         channels: int,
-        basis: BSplineBasis,
+        basis: Basis,
         num_convs: int = 2,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        norm: str = "group",
     ) -> None:
         super().__init__()
         if isinstance(num_convs, bool) or not isinstance(num_convs, int) or num_convs < 1:
             raise ValueError(f"num_convs={num_convs!r}: must be an integer of at least 1")
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        kinds: dict[str, Callable[[], nn.Module]] = {
+            "group": lambda: _group_norm(channels, **dd) if num_convs > 1 else nn.Identity(),
+            "spline_group": lambda: SplineGroupNorm(_num_groups(channels), channels, basis, **dd),
+            "spline_batch": lambda: SplineBatchNorm2d(channels, basis, **dd),
+        }
+        if norm not in kinds:
+            raise ValueError(f"norm={norm!r}: must be one of {', '.join(kinds)}")
         self.basis = basis
-        self.norms = nn.ModuleList(
-            _group_norm(channels, device, dtype) if num_convs > 1 else nn.Identity() for _ in range(num_convs)
-        )
+        self.norms = nn.ModuleList(kinds[norm]() for _ in range(num_convs))
+        self.spline_norms = norm != "group"
+        self.num_norm_weights = self.norms[0].num_weights if self.spline_norms else 0  # type: ignore[assignment]
         self.convs = nn.ModuleList(
-            SplineConv2d(channels, channels, 3, basis, padding=1, bias=False, device=device, dtype=dtype)
-            for _ in range(num_convs)
+            SplineConv2d(channels, channels, 3, basis, padding=1, bias=False, **dd) for _ in range(num_convs)
         )
 
     @torch.jit.unused
     def tabulate(self, times: Tensor) -> Tensor:
-        """Basis values of every time: ``(S,)`` to ``(S, m)``."""
-        return self.basis(times)
+        """Basis values of every time, ``(S,)`` to ``(S, m)``; with batch norms ``(S, 2m)``, see ``with_pulls``."""
+        values = self.basis(times)
+        return with_pulls(values) if isinstance(self.norms[0], SplineBatchNorm2d) else values
 
     def stage_weights(self, table: Tensor) -> list[list[Tensor]]:
-        """The kernels ``(C, C, 3, 3)`` of every row of the table, a list of S for each convolution."""
+        """Of every row of the table the kernels ``(C, C, 3, 3)``, a list of S a convolution; then those of norms that vary."""
         weights: list[list[Tensor]] = []
         for conv in self.convs:
             weights.append(conv.weights_at(table).unbind(0))  # type: ignore[operator]
+        if self.spline_norms:
+            for norm in self.norms:
+                for values in norm.weights_at(table):  # type: ignore[operator]
+                    weights.append(values.unbind(0))
         return weights
 
     def forward_stage(self, x: Tensor, weights: list[list[Tensor]], stage: int) -> Tensor:
         """The field at time number ``stage``: ``(B, C, H, W)`` to the same."""
+        first = len(self.convs)
         for i, (norm, conv) in enumerate(zip(self.norms, self.convs)):  # noqa: B905 (TorchScript's zip has no strict)
-            x = conv.apply_weight(torch.relu(norm(x)), weights[i][stage])  # type: ignore[operator]
+            if self.spline_norms:
+                x = norm.apply_weights(x, weights[first : first + self.num_norm_weights], stage)  # type: ignore[operator]
+                first += self.num_norm_weights
+            else:
+                x = norm(x)
+            x = conv.apply_weight(torch.relu(x), weights[i][stage])  # type: ignore[operator]
         return x
 
     @torch.jit.unused
@@ -94,7 +122,7 @@ class SplineConvField(nn.Module):
 
 
 class ConcatConv2d(nn.Module):
-    """A 3×3 convolution of the state with time as one more channel, put first: the Neural-ODE baseline's layer.
+    """A convolution of the state with time as one more channel, put first: the Neural-ODE baseline's layer.
 
     The two parts are convolved apart. That of time is t times the convolution of ones, the same for every image, and
     64 channels instead of 65 suit the convolution's kernels (half the time of a training step in bf16 on a CPU).
@@ -102,18 +130,23 @@ class ConcatConv2d(nn.Module):
 
     def __init__(
         self,
-        channels: int,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels + 1, channels, 3, padding=1, device=device, dtype=dtype)
+        self.padding = kernel_size // 2
+        self.conv = nn.Conv2d(
+            in_channels + 1, out_channels, kernel_size, padding=self.padding, device=device, dtype=dtype
+        )
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         weight = self.conv.weight
         ones = torch.ones(1, 1, x.shape[2], x.shape[3], dtype=x.dtype, device=x.device)
-        state = F.conv2d(x, weight[:, 1:], self.conv.bias, padding=1)
-        return state + t.to(state.dtype).reshape(1, 1, 1, 1) * F.conv2d(ones, weight[:, :1], padding=1)
+        state = F.conv2d(x, weight[:, 1:], self.conv.bias, padding=self.padding)
+        return state + t.to(state.dtype).reshape(1, 1, 1, 1) * F.conv2d(ones, weight[:, :1], padding=self.padding)
 
 
 class ConcatConvField(nn.Module):
@@ -133,9 +166,9 @@ class ConcatConvField(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = _group_norm(channels, device, dtype)
-        self.conv1 = ConcatConv2d(channels, device, dtype)
+        self.conv1 = ConcatConv2d(channels, channels, 3, device, dtype)
         self.norm2 = _group_norm(channels, device, dtype)
-        self.conv2 = ConcatConv2d(channels, device, dtype)
+        self.conv2 = ConcatConv2d(channels, channels, 3, device, dtype)
         self.norm3 = _group_norm(channels, device, dtype)
 
     @torch.jit.unused
@@ -167,7 +200,7 @@ class ConcatConvField(nn.Module):
 class LiftedField(nn.Module):
     """Any module as a vector field whose parameters are splines of time; see ``lift``."""
 
-    def __init__(self, module: nn.Module, basis: BSplineBasis) -> None:
+    def __init__(self, module: nn.Module, basis: Basis) -> None:
         super().__init__()
         parameters = dict(module.named_parameters())
         if not parameters:
@@ -210,7 +243,7 @@ class LiftedField(nn.Module):
         return self.forward_stage(x, self.stage_weights(time_row(self.basis, t)), 0)
 
 
-def lift(module: nn.Module, basis: BSplineBasis) -> LiftedField:
+def lift(module: nn.Module, basis: Basis) -> LiftedField:
     """Make any module ``x -> dx/dt`` a vector field whose parameters are splines of time.
 
     Every parameter p becomes coefficients ``(*p.shape, m)``, all equal to p. So with a basis that sums to one (clamped
@@ -218,7 +251,7 @@ def lift(module: nn.Module, basis: BSplineBasis) -> LiftedField:
 
     Args:
         module: maps a state to one of the same shape, with parameters. Buffers are kept, constant in time.
-        basis: the B-spline basis of time.
+        basis: the basis of time, such as ``BSplineBasis``.
 
     Raises:
         ValueError: if the module has no parameters.

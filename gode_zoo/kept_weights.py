@@ -1,8 +1,8 @@
 """The weights of all stages, kept between two inferences: the fast path of an `ODEBlock` on the CPU.
 
 For one image, making the weights of 20 steps (2 × 20 × 36,864 numbers) takes a third of the time of the convolutions that
-use them. Where no gradient is asked for, they are kept and used again as long as no parameter of the field has changed.
-That is seen by each parameter's address, version counter and checksum: the sum of its bits as integers, about 20 µs for
+use them. Where no gradient is asked for, they are kept and used again as long as no parameter or buffer of the field has changed.
+That is seen by each one's address, version counter and checksum: the sum of its bits as integers, about 20 µs for
 300,000 numbers, which also sees what is written through `.data`. On other devices the checksum would have to be waited
 for, and the product is quick: there nothing is kept.
 """
@@ -31,7 +31,7 @@ class KeptWeights:
 
     def of(self, field: Any, table: Tensor, x: Tensor) -> list[list[Tensor]]:
         """The weights of all rows of `table`, for a solve that starts from `x`."""
-        sources = [*field.parameters(), table]
+        sources = [*field.parameters(), *field.buffers(), table]  # buffers: running statistics that vary with time
         if not _plain(x, *sources):
             return field.stage_weights(table)
         key = [fact for source in sources for fact in (source.data_ptr(), source._version, _checksum(source))]

@@ -11,16 +11,26 @@ Shapes: x ``(B, C, H, W)`` or ``(B, C)``; t 0-d or ``(1,)``; table ``(S, m)``.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .splines import BSplineBasis
+from .bases import Basis
 
-__all__ = ["SplineConv2d", "SplineGroupNorm", "SplineLinear", "combine", "keeping_layout", "time_row"]
+__all__ = [
+    "SplineBatchNorm2d",
+    "SplineConv2d",
+    "SplineGroupNorm",
+    "SplineLinear",
+    "combine",
+    "keeping_layout",
+    "spline_coefficients",
+    "time_row",
+    "with_pulls",
+]
 
 
 def combine(table: Tensor, coeffs: Tensor) -> Tensor:
@@ -41,7 +51,7 @@ def _combine(table: Tensor, coeffs: Tensor) -> Tensor:
     return product.unflatten(1, coeffs.shape[:-1])
 
 
-def time_row(basis: BSplineBasis, t: Tensor) -> Tensor:
+def time_row(basis: Basis, t: Tensor) -> Tensor:
     """The basis at one time as a table of one row ``(1, m)``.
 
     Raises:
@@ -65,6 +75,31 @@ def keeping_layout(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
     return convert
 
 
+def with_pulls(values: Tensor) -> Tensor:
+    """Basis values ``(S, m)`` of a solve with the columns of their pseudo-inverse beside them, ``(S, 2m)``.
+
+    ``SplineBatchNorm2d`` moves its running statistics by them.
+    """
+    return torch.cat([values, torch.linalg.pinv(values).mT], dim=1)
+
+
+def spline_coefficients(model: nn.Module) -> Iterator[tuple[str, Tensor, Basis]]:
+    """Every tensor of spline coefficients, basis index last, with its name in the state dict and its basis.
+
+    Parameters, and the buffers that are splines too: the running statistics of ``SplineBatchNorm2d``.
+    """
+    for prefix, module in model.named_modules():
+        basis = getattr(module, "basis", None)
+        if not isinstance(basis, Basis):
+            continue
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        if isinstance(getattr(module, "coeffs", None), nn.ParameterList):  # a lifted module
+            own = [(f"coeffs.{name}", value) for name, value in module.coeffs.named_parameters()]  # type: ignore[union-attr]
+        for name, value in own:
+            if "coeffs" in name:
+                yield f"{prefix}.{name}".lstrip("."), value, basis
+
+
 def _init_coeffs(coeffs: Tensor) -> None:
     """The paper's initialisation: Kaiming-uniform with a = √3 and m counted in the fan-in, bound √(1.5 / fan-in)."""
     nn.init.kaiming_uniform_(coeffs, a=math.sqrt(3))
@@ -84,7 +119,7 @@ class SplineConv2d(nn.Module):
         in_channels: channels of the input.
         out_channels: channels of the output.
         kernel_size: one integer or two; so ``stride``, ``padding`` and ``dilation``, as in ``torch.nn.Conv2d``.
-        basis: the B-spline basis of time.
+        basis: the basis of time, such as ``BSplineBasis``.
         groups: number of blocked connections; divides both channel counts.
         bias: whether to add a bias that varies with time, ``bias_coeffs (out_channels, m)``, zero at first.
 
@@ -100,7 +135,7 @@ class SplineConv2d(nn.Module):
         in_channels: int,
         out_channels: int,
         kernel_size: int | Sequence[int],
-        basis: BSplineBasis,
+        basis: Basis,
         stride: int | Sequence[int] = 1,
         padding: int | Sequence[int] = 0,
         dilation: int | Sequence[int] = 1,
@@ -156,10 +191,11 @@ class SplineConv2d(nn.Module):
             nn.init.zeros_(self.bias_coeffs)
 
     def weights_at(self, table: Tensor) -> Tensor:
-        """Kernels of every row of a table: ``(S, m)`` to ``(S, out, in / groups, kH, kW)``."""
+        """Kernels of every row of a table: ``(S, m)``, or more columns, to ``(S, out, in / groups, kH, kW)``."""
+        values = table[:, : self.basis.num_basis]
         if self.channels_last:
-            return combine(table, self.coeffs.permute(0, 2, 3, 1, 4)).permute(0, 1, 4, 2, 3)
-        return combine(table, self.coeffs)
+            return combine(values, self.coeffs.permute(0, 2, 3, 1, 4)).permute(0, 1, 4, 2, 3)
+        return combine(values, self.coeffs)
 
     def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The convolution with one kernel that ``weights_at`` made."""
@@ -195,7 +231,7 @@ class SplineLinear(nn.Module):
         self,
         in_features: int,
         out_features: int,
-        basis: BSplineBasis,
+        basis: Basis,
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -219,6 +255,7 @@ class SplineLinear(nn.Module):
         if self.bias_coeffs is not None:
             nn.init.zeros_(self.bias_coeffs)
 
+    @torch.jit.unused
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         """Map ``x (…, in_features)`` to ``(…, out_features)`` with the weight of time ``t``."""
         row = time_row(self.basis, t)
@@ -240,11 +277,13 @@ class SplineGroupNorm(nn.Module):
         ValueError: if ``num_groups`` does not divide ``num_channels``.
     """
 
+    num_weights: Final[int]
+
     def __init__(
         self,
         num_groups: int,
         num_channels: int,
-        basis: BSplineBasis,
+        basis: Basis,
         eps: float = 1e-5,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -256,16 +295,126 @@ class SplineGroupNorm(nn.Module):
                 "divide num_channels"
             )
         self.basis = basis
+        self.num_weights = 2
         self.num_groups, self.num_channels, self.eps = num_groups, num_channels, eps
         self.coeffs = nn.Parameter(torch.ones(num_channels, basis.num_basis, device=device, dtype=dtype))
         self.bias_coeffs = nn.Parameter(torch.zeros(num_channels, basis.num_basis, device=device, dtype=dtype))
 
+    def weights_at(self, table: Tensor) -> list[Tensor]:
+        """Scale and shift at every row of a table: ``(S, m)`` to two tensors ``(S, C)``."""
+        return [combine(table, self.coeffs), combine(table, self.bias_coeffs)]
+
+    def apply_weights(self, x: Tensor, weights: list[list[Tensor]], stage: int) -> Tensor:
+        """Normalise ``x`` with number ``stage`` of each list of rows that ``weights_at`` made."""
+        return F.group_norm(x, self.num_groups, weights[0][stage], weights[1][stage], self.eps)
+
+    @torch.jit.unused
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         """Normalise ``x (B, C, …)`` and apply the scale and shift of time ``t``."""
-        row = time_row(self.basis, t)
-        return F.group_norm(
-            x, self.num_groups, combine(row, self.coeffs)[0], combine(row, self.bias_coeffs)[0], self.eps
-        )
+        return self.apply_weights(x, [list(w.unbind(0)) for w in self.weights_at(time_row(self.basis, t))], 0)
 
     def extra_repr(self) -> str:
         return f"{self.num_groups}, {self.num_channels}, eps={self.eps}"
+
+
+class SplineBatchNorm2d(nn.Module):
+    """``torch.nn.BatchNorm2d`` whose scale, shift and running statistics are all splines of time.
+
+    In training a batch is normalised by its own mean and variance. The running statistics, which evaluation uses, then move
+    towards the spline that fits those of all S times of the solve best, in least squares::
+
+        c ← (1 − momentum) c + momentum · B⁺ observed,    B (S, m) the basis at those times, B⁺ its pseudo-inverse
+
+    Each call adds its own time's share, ``momentum · (observed − spline) ⊗ pull`` with pull the time's column of B⁺; a call
+    at a single time moves by the least change. For piecewise constants with one time a piece that is ``BatchNorm2d``'s own
+    update of the piece. A variance that the spline takes below zero between the times seen counts as zero.
+
+    Args:
+        num_channels: channels C.
+        basis: the basis of time; its functions must sum to one over the span, as clamped B-splines do, since a sum of nearly
+            zero would have to be multiplied by coefficients without bound.
+        eps: added to variances.
+        momentum: weight of the newest batch in the running statistics.
+
+    Attributes:
+        coeffs: scale ``(C, m)``, one at first.
+        bias_coeffs: shift ``(C, m)``, zero at first.
+        mean_coeffs: buffer, running mean ``(C, m)``, zero at first.
+        var_coeffs: buffer, running variance ``(C, m)``, one at first.
+
+    Source: Queiruga et al., "Stateful ODE-Nets using Basis Function Expansions" (2021), which projects the statistics of a
+    solve in the same way.
+
+    Raises:
+        ValueError: if num_channels is below 1, or the basis does not sum to one.
+    """
+
+    num_weights: Final[int]
+    mean_coeffs: Tensor
+    var_coeffs: Tensor
+
+    def __init__(
+        self,
+        num_channels: int,
+        basis: Basis,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if num_channels < 1:
+            raise ValueError(f"num_channels={num_channels}: must be at least 1")
+        with torch.device("cpu"):
+            times = torch.linspace(*basis.t_span, 65, dtype=torch.float64)  # type: ignore[misc]
+            if not torch.allclose(basis(times).sum(-1), torch.ones(65, dtype=torch.float64)):
+                raise ValueError(
+                    f"basis={basis}: its functions do not sum to one over the span, so running statistics cannot be kept "
+                    'in it; use a B-spline basis with knots="clamped"'
+                )
+        self.basis = basis
+        self.num_weights = 5
+        self.num_channels, self.eps, self.momentum = num_channels, eps, momentum
+        shape = (num_channels, basis.num_basis)
+        self.coeffs = nn.Parameter(torch.ones(shape, device=device, dtype=dtype))
+        self.bias_coeffs = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
+        self.register_buffer("mean_coeffs", torch.zeros(shape, device=device, dtype=dtype))
+        self.register_buffer("var_coeffs", torch.ones(shape, device=device, dtype=dtype))
+
+    def weights_at(self, table: Tensor) -> list[Tensor]:
+        """Scale, shift, running mean and variance, each ``(S, C)``, and pull ``(S, m)``, of every row of a table.
+
+        Args:
+            table: basis values ``(S, m)``, or beside them the pulls ``(S, 2m)`` that ``with_pulls`` made.
+        """
+        num_basis = self.basis.num_basis
+        row = table[:, :num_basis]
+        pull = table[:, num_basis:] if table.shape[1] > num_basis else row / row.square().sum(1, keepdim=True)
+        return [
+            combine(row, self.coeffs),
+            combine(row, self.bias_coeffs),
+            combine(row, self.mean_coeffs),
+            combine(row, self.var_coeffs),
+            pull.to(self.coeffs.dtype),
+        ]
+
+    def apply_weights(self, x: Tensor, weights: list[list[Tensor]], stage: int) -> Tensor:
+        """Normalise ``x`` with the rows number ``stage`` of ``weights_at``; in training, move the running statistics."""
+        scale, shift, old_mean, old_var = weights[0][stage], weights[1][stage], weights[2][stage], weights[3][stage]
+        if not self.training:
+            return F.batch_norm(x, old_mean, old_var.clamp_min(0.0), scale, shift, False, 0.0, self.eps)
+        mean, var = torch.zeros_like(scale), torch.ones_like(scale)
+        y = F.batch_norm(x, mean, var, scale, shift, True, 1.0, self.eps)  # fills mean and var with the batch's
+        with torch.no_grad():
+            step = self.momentum * weights[4][stage]
+            self.mean_coeffs.add_(torch.outer(mean - old_mean, step))
+            self.var_coeffs.add_(torch.outer(var - old_var, step))
+        return y
+
+    @torch.jit.unused
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        """Normalise ``x (B, C, H, W)`` and apply the scale and shift of time ``t``."""
+        return self.apply_weights(x, [list(w.unbind(0)) for w in self.weights_at(time_row(self.basis, t))], 0)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_channels}, eps={self.eps}, momentum={self.momentum}"

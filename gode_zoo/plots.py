@@ -79,7 +79,7 @@ def plot_kernel(
         in_channel = _index("in_channel", in_channel, sizes.shape[1])
         t0, t1 = layer.basis.t_span
         times = torch.linspace(t0, t1, _POINTS, dtype=torch.float64)
-        basis = layer.basis(times.to(layer.basis.knots)).cpu().double()  # (S, m)
+        basis = layer.basis(times)  # (S, m)
         coeffs = layer.coeffs[out_channel, in_channel].detach().cpu().double()  # (kH, kW, m)
         weights = torch.einsum("sm,hwm->shw", basis, coeffs)
 

@@ -8,32 +8,34 @@ vector ``t_0 ≤ … ≤ t_{m+k}``. They follow from the Cox–de Boor recursion
 
 Shapes: ``(*s)`` any shape of times; ``m`` number of basis functions; ``k`` degree.
 
-Source: de Boor, "A Practical Guide to Splines" (1978), chapters IX and X. The uniform unclamped knots are those of Yu,
+Two changes of basis are matrices ``A (m', m)``, for coefficients ``ξ' = ξ Aᵀ`` with the basis index last: ``insert_knots``,
+which leaves W(t) as it is, and ``project_basis``, which gives the nearest W in the L2 norm over the span.
+
+Source: de Boor, "A Practical Guide to Splines" (1978), chapters IX and X; knot insertion is that of Boehm, "Inserting new
+knots into B-spline curves" (1980). The uniform unclamped knots are those of Yu,
 Miao and Wu, "Neural Generalized Ordinary Differential Equations with Layer-Varying Parameters", section 3.
 """
 
+import bisect
 import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-__all__ = ["BSplineBasis", "check_t_span", "clamped_knots", "uniform_knots"]
+from .bases import Basis, check_t_span, gauss_legendre
 
-
-def check_t_span(t_span: Sequence[float]) -> tuple[float, float]:
-    """Return ``t_span`` as two floats ``(t0, t1)``.
-
-    Raises:
-        ValueError: unless it holds two finite times with t0 < t1.
-    """
-    span = tuple(float(time) for time in t_span)
-    if len(span) != 2 or not all(map(math.isfinite, span)) or span[0] >= span[1]:
-        raise ValueError(f"t_span={t_span!r}: need two finite times (t0, t1) with t0 < t1, such as (0.0, 1.0)")
-    return span
+__all__ = [
+    "BSplineBasis",
+    "check_t_span",
+    "clamped_knots",
+    "finer_knots",
+    "insert_knots",
+    "project_basis",
+    "uniform_knots",
+]
 
 
 def uniform_knots(num_basis: int, degree: int, t_span: Sequence[float] = (0.0, 1.0)) -> tuple[float, ...]:
@@ -89,7 +91,7 @@ def _check_knots(knots: Sequence[float], num_basis: int, degree: int, t_span: tu
     return values
 
 
-class BSplineBasis(nn.Module):
+class BSplineBasis(Basis):
     """The ``m`` B-splines of degree ``k`` on a knot vector, as a function of time.
 
     It has no parameters and adds nothing to a state dict. The knots stay in float64 whatever the model is cast to
@@ -115,13 +117,10 @@ class BSplineBasis(nn.Module):
         t_span: Sequence[float] = (0.0, 1.0),
         knots: str | Sequence[float] | Tensor = "uniform",
     ) -> None:
-        super().__init__()
-        for name, value, least in (("num_basis", num_basis, 1), ("degree", degree, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r}: must be an integer of at least {least}")
-        self.num_basis = num_basis
+        super().__init__(num_basis, t_span)
+        if isinstance(degree, bool) or not isinstance(degree, int) or degree < 0:
+            raise ValueError(f"degree={degree!r}: must be an integer of at least 0")
         self.degree = degree
-        self.t_span = check_t_span(t_span)
         if isinstance(knots, str):
             makers = {"uniform": uniform_knots, "clamped": clamped_knots}
             if knots not in makers:
@@ -145,36 +144,11 @@ class BSplineBasis(nn.Module):
         self._register_knots(self.knots.device)
         return self
 
-    @torch.jit.unused
-    def forward(self, t: Tensor) -> Tensor:
-        """Design matrix: every basis function at every time.
+    def _derivative(self, t: Tensor, order: int) -> Tensor:
+        """Values and derivatives; pieces are right-continuous, except that the last knot belongs to the piece before it.
 
-        The pieces are right-continuous, except that the last knot belongs to the piece before it. Outside the knots
-        every basis function is zero.
-
-        Args:
-            t: times ``(*s)``. Those of less than float32 precision are computed in float32.
-
-        Returns:
-            Values ``(*s, m)``, differentiable in ``t``.
-
-        Raises:
-            ValueError: if a time is NaN (checked on the CPU only, where looking costs no synchronisation).
+        Outside the knots every basis function is zero.
         """
-        return self.derivative(t, 0)
-
-    @torch.jit.unused
-    def derivative(self, t: Tensor, order: int = 1) -> Tensor:
-        """The ``order``-th derivative in time of every basis function: ``(*s)`` to ``(*s, m)``.
-
-        Raises:
-            ValueError: if order is negative or a time is NaN.
-        """
-        if order < 0:
-            raise ValueError(f"order={order}: must be at least 0")
-        if not torch.compiler.is_compiling() and t.device.type == "cpu" and not _is_symbolic(t) and t.isnan().any():
-            raise ValueError(f"t holds {int(t.isnan().sum())} NaN of {t.numel()} times: every time must be a number")
-        t = t.to(torch.promote_types(t.dtype, torch.float32))
         if order > self.degree:
             return t.new_zeros((*t.shape, self.num_basis))
         knots = self.knots.to(device=t.device, dtype=t.dtype)
@@ -202,31 +176,14 @@ class BSplineBasis(nn.Module):
         widths = knots[degree:] - knots[:-degree]
         return torch.where(widths > 0, 1 / widths.clamp_min(torch.finfo(knots.dtype).tiny), torch.zeros_like(widths))
 
-    def gram(self, order: int = 0) -> Tensor:
-        """``∫ B_i^{(order)}(t) B_j^{(order)}(t) dt`` over ``t_span``, exact for the degree.
-
-        Gauss–Legendre quadrature with k + 1 − order nodes on every knot interval.
-
-        Returns:
-            A symmetric positive semi-definite float64 matrix ``(m, m)`` on the CPU.
-
-        Raises:
-            ValueError: if order is negative.
-        """
-        if order < 0:
-            raise ValueError(f"order={order}: must be at least 0")
-        if order > self.degree:
-            return torch.zeros(self.num_basis, self.num_basis, dtype=torch.float64)
+    def breaks(self) -> list[float]:
+        """The distinct knots inside the span, and its ends."""
         t0, t1 = self.t_span
-        breaks = torch.tensor(
-            sorted({min(max(knot, t0), t1) for knot in (t0, *self.knot_values, t1)}), dtype=torch.float64
-        )
-        nodes, weights = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(self.degree + 1 - order))
-        half = breaks.diff()[:, None] / 2
-        times = (breaks[:-1, None] + half * (1 + nodes)).flatten()
-        # Gauss nodes lie inside the intervals, so no piece is asked for a value at a jump.
-        values = self._on_cpu().derivative(times, order)
-        return values.T @ ((half * weights).flatten()[:, None] * values)
+        return sorted({min(max(knot, t0), t1) for knot in (t0, *self.knot_values, t1)})
+
+    @property
+    def gauss_points(self) -> int:
+        return self.degree + 1
 
     def _on_cpu(self) -> "BSplineBasis":
         if self.knots.device.type == "cpu":
@@ -238,10 +195,81 @@ class BSplineBasis(nn.Module):
         return f"num_basis={self.num_basis}, degree={self.degree}, t_span={self.t_span}, knots={self.knot_kind!r}"
 
 
-def _is_symbolic(t: Tensor) -> bool:
-    """Whether ``t`` stands for values that cannot be looked at (meta, fake, or inside a functorch transform)."""
-    return (
-        t.is_meta
-        or (type(t) is not Tensor and not isinstance(t, nn.Parameter))
-        or torch._C._functorch.is_functorch_wrapped_tensor(t)
-    )
+def insert_knots(basis: BSplineBasis, new_knots: Sequence[float]) -> tuple[BSplineBasis, Tensor]:
+    """The same splines on more knots: ``B_j = Σ_i A_ij B'_i`` at every time, exactly.
+
+    It holds for unclamped knots too: a spline whose knots are not repeated at the ends is one on a longer vector whose
+    coefficients outside are zero, and zero they stay.
+
+    Args:
+        basis: the basis with m functions.
+        new_knots: times strictly between its first and last knot; a knot that is there already is repeated.
+
+    Returns:
+        The basis of degree k with explicit knots and ``m + len(new_knots)`` functions, and ``A (m + len(new_knots), m)`` in
+        float64.
+
+    Raises:
+        ValueError: if a time is outside, or a knot would be repeated more than k + 1 times.
+    """
+    knots, degree = list(basis.knot_values), basis.degree
+    matrix = torch.eye(basis.num_basis, dtype=torch.float64)
+    for time in map(float, new_knots):
+        if not knots[0] < time < knots[-1]:
+            raise ValueError(
+                f"new knot {time}: must lie strictly between the first and the last, {knots[0]}, {knots[-1]}"
+            )
+        if knots.count(time) > degree:
+            raise ValueError(f"new knot {time}: is there degree + 1 = {degree + 1} times already; choose another time")
+        place = bisect.bisect_right(knots, time) - 1  # t_place ≤ time < t_{place + 1}
+        # ξ'_i = α_i ξ_i + (1 − α_i) ξ_{i−1}, with α = 1 before the new knot's functions and 0 after them.
+        alpha = torch.zeros(len(matrix) + 1, 1, dtype=torch.float64)
+        alpha[: max(place - degree + 1, 0)] = 1.0
+        for i in range(max(place - degree + 1, 0), min(place, len(matrix)) + 1):
+            alpha[i] = (time - knots[i]) / (knots[i + degree] - knots[i])
+        zero = torch.zeros(1, basis.num_basis, dtype=torch.float64)
+        matrix = alpha * torch.cat([matrix, zero]) + (1 - alpha) * torch.cat([zero, matrix])
+        knots.insert(place + 1, time)
+    return BSplineBasis(len(matrix), degree, basis.t_span, knots), matrix
+
+
+def finer_knots(basis: BSplineBasis, num_basis: int) -> list[float]:
+    """Times to insert for ``num_basis`` functions: knot intervals cut into equal parts, the widest part as small as can be.
+
+    Raises:
+        ValueError: if ``num_basis`` is smaller than it is now.
+    """
+    if num_basis < basis.num_basis:
+        raise ValueError(
+            f"num_basis={num_basis}: refinement keeps the {basis.num_basis} functions there are and adds more; give at "
+            f"least {basis.num_basis}, or compress"
+        )
+    intervals = list(itertools.pairwise(basis.breaks()))
+    parts = [1] * len(intervals)
+    for _ in range(num_basis - basis.num_basis):
+        # A little slack: of intervals that are equal but for rounding the first is cut.
+        widths = [round((right - left) / count, 12) for (left, right), count in zip(intervals, parts, strict=True)]
+        parts[widths.index(max(widths))] += 1
+    return [
+        left + (right - left) * i / count
+        for (left, right), count in zip(intervals, parts, strict=True)
+        for i in range(1, count)
+    ]
+
+
+def project_basis(source: Basis, target: Basis) -> Tensor:
+    """The matrix ``A (m', m)`` of the L2-best approximation over the span: ``ξ' = ξ Aᵀ`` minimises ``∫ ‖W'(t) − W(t)‖² dt``.
+
+    Gauss–Legendre quadrature between the breaks of both bases, exact for B-splines; then least squares on the weighted
+    values, whose condition number is the square root of the Gram matrix's. Where functions of ``target`` depend on each
+    other over the span, the smallest coefficients are taken.
+
+    Raises:
+        ValueError: if the spans differ.
+    """
+    if source.t_span != target.t_span:
+        raise ValueError(f"t_span={target.t_span}: must be that of the basis to project, {source.t_span}")
+    breaks = sorted({*source.breaks(), *target.breaks()})
+    times, weights = gauss_legendre(breaks, max(source.gauss_points, target.gauss_points))
+    root = weights.sqrt()[:, None]
+    return torch.linalg.lstsq(root * target._on_cpu()(times), root * source._on_cpu()(times), driver="gelsd").solution

@@ -1,138 +1,150 @@
-"""Surgery: weights in, weights out. A model becomes another one without training.
+"""Surgery: weights in, weights out, without training.
 
-    plain = bake(model)     # fixed weights for the model's grid: convolutions, norms and additions alone
+    finer = refine(model, num_basis=16)       # knots inserted: W(t), and so the output, stays as it is
+    smaller = compress(model, num_basis=4)    # the W(t) with 4 functions that is nearest in the L2 norm over the span
+    gode = from_resnet(resnet)                # n residual blocks are n Euler steps of size 1 of piecewise constant weights
+    plain = bake(model)                       # fixed weights for the model's grid: convolutions, norms and additions alone
 
-Shapes: x ``(B, C, H, W)``; S distinct stage times of the grid, L convolutions in the field.
+Each takes a trained module and returns another; what it was given is left as it is. A zoo model that was refined or
+compressed can be saved in timm's Hub format and loads again: its new knots stand in its ``model_args``.
+
+Shapes: coefficients ``(…, m)``.
+
+Source: Queiruga et al., "Continuous-in-Depth Neural Networks" (2020) and "Stateful ODE-Nets using Basis Function
+Expansions" (2021) refine and project trained networks so, with piecewise constants; knot insertion is in splines.py.
 """
 
 import copy
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from .fields import SplineConvField
+from .bake import bake
+from .from_resnet import from_resnet
+from .layers import spline_coefficients
 from .ode_block import ODEBlock
+from .splines import BSplineBasis, finer_knots, insert_knots, project_basis
 
-__all__ = ["BakedBlock", "bake", "with_block"]
+__all__ = ["bake", "compress", "from_resnet", "refine", "refine_"]
 
-# ---------------------------------------------------------------------------------------------------------------------
-# bake: splines of time to the weights that the grid asks for
-
-
-class BakedBlock(nn.Module):
-    """The steps of an ``ODEBlock`` on its fixed grid with plain layers: no time, no spline.
-
-    Made by ``bake``. ``convs[c][i]`` is convolution i of the c-th evaluation of the field, in the order in which the steps
-    make them; evaluations at the same time share their layers. The norms are those of the field, shared by all.
-
-    Args:
-        block: a block of a ``SplineConvField`` with a fixed grid; its tensors are copied.
-    """
-
-    num_stages: Final[int]
-    leaping: Final[bool]
-    if TYPE_CHECKING:
-        convs: (
-            Any  # a ModuleList of ModuleLists, which mypy cannot iterate over; TorchScript must not see the annotation
-        )
-    stages: list[list[float]]
-    weights: list[float]
-    step_sizes: list[float]
-
-    def __init__(self, block: ODEBlock) -> None:
-        super().__init__()
-        field = block.field
-        assert isinstance(field, SplineConvField) and block.fixed
-        self.stages, self.weights = copy.deepcopy(block.stages), list(block.weights)
-        self.step_sizes, self.num_stages = list(block.step_sizes), len(block.weights)
-        self.leaping = block.leaping
-        self.norms = copy.deepcopy(field.norms)
-        with torch.no_grad():
-            kernels = field.stage_weights(block.table)
-            layers = [nn.ModuleList(_conv(k[s]) for k in kernels) for s in range(len(block.times))]
-        order = range(len(layers)) if self.leaping else [s for step in block.stage_index for s in step]
-        self.convs = nn.ModuleList(layers[s] for s in order)
-        self.train(block.training)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The state at the end of the span: ``(B, C, H, W)`` to the same shape."""
-        if self.leaping:
-            return self._leap(x)
-        slopes: list[Tensor] = []
-        for call, convs in enumerate(self.convs):
-            step, stage = self.step_sizes[call // self.num_stages], call % self.num_stages
-            y = x
-            for j, a in enumerate(self.stages[stage]):
-                if a != 0.0:
-                    y = torch.add(y, slopes[j], alpha=step * a)
-            for norm, conv in zip(self.norms, convs):  # noqa: B905 (TorchScript's zip has no strict)
-                y = conv(torch.relu(norm(y)))
-            slopes.append(y)
-            if stage == self.num_stages - 1:
-                for j, b in enumerate(self.weights):
-                    if b != 0.0:
-                        x = torch.add(x, slopes[j], alpha=step * b)
-                slopes.clear()
-        return x
-
-    def _leap(self, x: Tensor) -> Tensor:
-        """The steps of ``reversible.leapfrog``."""
-        v = torch.zeros_like(x)
-        for call, convs in enumerate(self.convs):
-            half = self.step_sizes[call - 1] / 2 if call > 0 else 0.0
-            y = torch.add(x, v, alpha=half)
-            slope = y
-            for norm, conv in zip(self.norms, convs):  # noqa: B905 (TorchScript's zip has no strict)
-                slope = conv(torch.relu(norm(slope)))
-            v = 2 * slope - v if call > 0 else slope
-            x = torch.add(y, v, alpha=half)
-        return x
+Change = Callable[[BSplineBasis], tuple[BSplineBasis, Tensor]]
 
 
-def _conv(kernel: Tensor) -> nn.Conv2d:
-    """A 3×3 convolution, padding 1, without bias, with a copy of the kernel ``(C, C, 3, 3)``."""
-    conv = nn.Conv2d(
-        kernel.shape[1], kernel.shape[0], 3, padding=1, bias=False, device=kernel.device, dtype=kernel.dtype
-    )
-    conv.weight.data.copy_(kernel)
-    return conv
+def refine(model: nn.Module, num_basis: int) -> nn.Module:
+    """A copy of ``model`` with more basis functions and the same output, by knot insertion.
 
-
-def bake(model: nn.Module) -> nn.Module:
-    """A copy of a model in which every spline block has become a plain network, with fixed weights for its grid.
-
-    The outputs are the same to rounding. The copy has no splines: another solver or grid is chosen before baking, as in
-    ``timm.create_model(name, pretrained=True, solver="rk4", num_steps=10)``. It holds a kernel for each stage time instead
-    of one for each basis function.
+    Every knot interval is cut into equal parts so that the widest part is as small as can be. The solver keeps its steps.
 
     Args:
-        model: a model with at least one ``ODEBlock`` of a ``SplineConvField``, itself included. It is left as it is.
+        model: any module whose weights are B-splines of time.
+        num_basis: functions of each basis, at least as many as there are.
 
     Raises:
-        ValueError: if there is no such block, or one has an adaptive solver, whose stage times are not known beforehand.
+        ValueError: if nothing in the model is a B-spline, or it has more functions already.
     """
-    blocks = {name: m for name, m in model.named_modules() if isinstance(m, ODEBlock)}
-    spline = {name: block for name, block in blocks.items() if isinstance(block.field, SplineConvField)}
-    if not spline:
-        fields = ", ".join(type(block.field).__name__ for block in blocks.values()) or "no ODE block"
+    finer = copy.deepcopy(model)
+    refine_(finer, num_basis)
+    return finer
+
+
+def refine_(model: nn.Module, num_basis: int, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """``refine`` in place, for coarse-to-fine training: the model has new parameters, which take the old ones' place in its
+    optimizer.
+
+    An optimizer's averages of a parameter's shape (momentum) go through the same matrix, so that the weight functions W(t)
+    move on as they did. ``DistributedDataParallel`` must be put around the model anew.
+
+    Raises:
+        ValueError: as ``refine``.
+    """
+
+    def insert(basis: BSplineBasis) -> tuple[BSplineBasis, Tensor]:
+        return insert_knots(basis, finer_knots(basis, num_basis))
+
+    _change_bases(model, insert, optimizer)
+
+
+def compress(
+    model: nn.Module,
+    num_basis: int,
+    degree: int | None = None,
+    knots: str | Sequence[float] | None = None,
+) -> nn.Module:
+    """A copy of ``model`` with other basis functions, whose W(t) is nearest to the model's in the L2 norm over the span.
+
+    Args:
+        model: any module whose weights are B-splines of time.
+        num_basis: functions of each new basis.
+        degree: their degree; as it is where None.
+        knots: ``"uniform"``, ``"clamped"`` or the knots themselves; the same kind as now where None. A model with explicit
+            knots (one that was refined, say) needs them said.
+
+    Raises:
+        ValueError: if nothing in the model is a B-spline, or the basis is impossible.
+    """
+
+    def project(basis: BSplineBasis) -> tuple[BSplineBasis, Tensor]:
+        if knots is None and basis.knot_kind == "explicit":
+            raise ValueError('the model has explicit knots: say which the new basis has, knots="clamped" or "uniform"')
+        chosen = basis.knot_kind if knots is None else knots
+        target = BSplineBasis(num_basis, basis.degree if degree is None else degree, basis.t_span, chosen)
+        return target, project_basis(basis, target)
+
+    smaller = copy.deepcopy(model)
+    _change_bases(smaller, project, None)
+    return smaller
+
+
+@torch.no_grad()
+def _change_bases(model: nn.Module, change: Change, optimizer: torch.optim.Optimizer | None) -> None:
+    """Put another basis in place of every B-spline basis of the model, and take its coefficients along."""
+    changed: dict[BSplineBasis, tuple[BSplineBasis, Tensor]] = {}
+    for _, _, basis in spline_coefficients(model):
+        if isinstance(basis, BSplineBasis) and basis not in changed:
+            changed[basis] = change(basis)
+    if not changed:
         raise ValueError(
-            f"{type(model).__name__} has no block of a SplineConvField to bake (it has {fields}): give a gode_* model"
+            f"{type(model).__name__} has no weights that are B-splines of time: give a model such as gode_*"
         )
-    for name, block in spline.items():
-        if not block.fixed:
-            raise ValueError(
-                f"{name or type(block).__name__} has solver={block.solver!r}, which chooses its steps anew for every "
-                'input: make the model with a fixed grid, such as solver="rk4", num_steps=10'
-            )
-    if isinstance(model, ODEBlock):
-        return BakedBlock(model)
-    # The blocks are taken out while the rest is copied, so that their coefficients are not.
-    return copy.deepcopy(model, {id(block): BakedBlock(block) for block in spline.values()})
+    for name, coeffs, basis in list(spline_coefficients(model)):
+        if basis in changed:
+            _replace(model, name, coeffs, changed[basis][1].T, optimizer)
+    for module in model.modules():
+        old = getattr(module, "basis", None)
+        if isinstance(old, BSplineBasis) and old in changed:
+            module.basis = changed[old][0].to(old.knots.device)
+    for module in model.modules():
+        if isinstance(module, ODEBlock):
+            module._apply(lambda tensor: tensor)  # makes its table of basis values anew
+    # What timm writes into the config.json of a zoo model; another model that holds splines has no keyword for them.
+    if hasattr(model, "_model_args") and type(model).__module__.startswith("gode_zoo."):
+        basis = next(iter(changed.values()))[0]
+        kind = list(basis.knot_values) if basis.knot_kind == "explicit" else basis.knot_kind
+        options = {"num_basis": basis.num_basis, "degree": basis.degree, "knots": kind}
+        model._model_args = {**model._model_args, **options}  # type: ignore[assignment, dict-item]
 
 
-def with_block(model: Any, block: nn.Module) -> Any:
-    """A model with another ``block``, which shares all else with ``model``: for a comparison, not for training both."""
-    other = copy.copy(model)
-    other._modules = {**model._modules, "block": block}
-    return other
+def _replace(
+    model: nn.Module, name: str, coeffs: Tensor, matrix: Tensor, optimizer: torch.optim.Optimizer | None
+) -> None:
+    """Put ``coeffs · matrix`` in place of the parameter or buffer ``name``, in the model and in its optimizer."""
+    parent, _, own_name = name.rpartition(".")
+    new = _times(coeffs, matrix)
+    if isinstance(coeffs, nn.Parameter):
+        new = nn.Parameter(new, coeffs.requires_grad)
+    setattr(model.get_submodule(parent), own_name, new)
+    if optimizer is None:
+        return
+    for group in optimizer.param_groups:
+        group["params"] = [new if parameter is coeffs else parameter for parameter in group["params"]]
+    if coeffs in optimizer.state:
+        optimizer.state[new] = {
+            key: _times(value, matrix) if isinstance(value, Tensor) and value.shape == coeffs.shape else value
+            for key, value in optimizer.state.pop(coeffs).items()
+        }
+
+
+def _times(coeffs: Tensor, matrix: Tensor) -> Tensor:
+    """``coeffs (…, m)`` times ``matrix (m, m')``, computed in float64."""
+    return (coeffs.cpu().double() @ matrix).to(coeffs).contiguous()  # some devices have no float64

@@ -25,11 +25,11 @@ import torch
 from timm.data.model_config import resolve_input_data_config
 
 from . import data as zoo_data
+from .bake import with_block
 from .evaluate import count_correct, load_published
 from .ode_block import ODEBlock
 from .run_folder import atomic_write
 from .solvers import get_solver
-from .surgery import with_block
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,6 +15,7 @@ what changes while it trains, `distributed.py` the processes.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import sys
@@ -36,6 +37,7 @@ from torch.nn.parallel import DistributedDataParallel
 from . import data as zoo_data
 from .distributed import World, world
 from .evaluate import Score, count_correct
+from .penalties import SplinePenalty
 from .recipes import Recipe, learning_rate
 from .run_display import display, stop_signals
 from .run_folder import (
@@ -53,6 +55,7 @@ from .run_folder import (
     write_metrics,
 )
 from .run_state import NonFiniteLossError, RunState, refuse_non_finite_loss, refuse_non_finite_weights
+from .surgery import refine, refine_
 
 __all__ = ["CheckpointError", "NonFiniteLossError", "TrainResult", "TrainingInterrupted", "train"]
 
@@ -179,6 +182,10 @@ def _train(
         own = torch.tensor(count_correct(published, share, mean, std).correct, device=device)
         return Score(int(processes.total(own)[0]), len(data))
 
+    penalty = SplinePenalty(model, **dataclasses.asdict(recipe.penalty)) if recipe.penalty else None
+    if recipe.refine:  # tried beforehand: one that cannot be done would stop the run in its middle
+        refine(model, recipe.refine[-1].num_basis)
+
     # Optimiser, schedule, moving average; two generators, one for the order of the data and one for augmentation.
     fused: dict[str, Any] = {"fused": True} if device.type == "cuda" else {}
     optimizer = create_optimizer_v2(
@@ -199,7 +206,24 @@ def _train(
     order = torch.Generator(device).manual_seed(recipe.seed)
     augment = torch.Generator(device).manual_seed(recipe.seed + 2**32)  # a stream that no other seed's order has
     run = RunState(model, optimizer, schedule, ema, order, augment, device)
+
+    def refine_after(epoch: int) -> bool:
+        """Whether the model has new parameters."""
+        due = [refinement for refinement in recipe.refine if refinement.epoch == epoch]
+        for refinement in due:
+            refine_(model, refinement.num_basis, optimizer)
+            if ema:
+                refine_(ema.module, refinement.num_basis)
+        return bool(due)
+
+    def wrapped() -> Callable[[Tensor], Tensor]:
+        """The model as it is trained: shared by the processes, compiled where the recipe says so."""
+        shared = DistributedDataParallel(model) if processes.size > 1 else model
+        return torch.compile(shared, dynamic=False) if recipe.compile else shared
+
     if saved is not None:
+        for epoch in range(saved["epoch"]):
+            refine_after(epoch + 1)
         run.restore(saved, steps_per_epoch, checkpoint_path)
     elif processes.first:
         out.mkdir(parents=True, exist_ok=True)
@@ -218,8 +242,7 @@ def _train(
         remove_leftovers(out)
         write_log(out / "train_log.csv", run.history)  # without the rows after the checkpoint
     seconds_before, last_save, first_step = run.seconds, time.monotonic(), run.step
-    shared = DistributedDataParallel(model) if processes.size > 1 else model
-    forward: Callable[[Tensor], Tensor] = torch.compile(shared, dynamic=False) if recipe.compile else shared
+    forward = wrapped()
     bf16, stopping = recipe.amp == "bf16", False
 
     with stop_signals() as stop, display(progress, recipe, steps_per_epoch, run.step) as show:
@@ -239,6 +262,7 @@ def _train(
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     logits = forward(x)
                 loss = F.cross_entropy(logits.float(), own_labels, label_smoothing=recipe.label_smoothing)
+                loss = loss if penalty is None else loss + penalty()
 
                 optimizer.zero_grad(set_to_none=True)
                 # The mean over the global batch: gradients are averaged over shares, which may differ in the last batch.
@@ -293,6 +317,8 @@ def _train(
             row["seconds"] = round(seconds_before + time.monotonic() - started, 1)
             run.history.append(row)
             run.epoch, run.batch = epoch + 1, 0
+            if refine_after(epoch + 1):
+                forward = wrapped()
             save()  # before the log, which a resumed run writes again from the checkpoint
             last_save = time.monotonic()
             if processes.first:

@@ -60,7 +60,7 @@ def test_list_names_every_model_and_version(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "gode_mnist_m5"], "bundled: gode_cifar10_m8.modern"),
+        (["train", "gode_mnist_m5"], "gode_cifar10_m8.modern"),
         (["train", "gode_mnist_m4.modern", "--max-steps", "0"], "max_steps = 0"),
         (["train", "gode_mnist_m4.modern", "--out", "nowhere", "--resume"], "no checkpoint"),
         (["evaluate"], "--all"),

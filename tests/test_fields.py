@@ -97,3 +97,21 @@ def test_tabulated_weights_give_what_calling_gives(field):
 def test_number_of_convolutions_is_checked(num_convs):
     with pytest.raises(ValueError, match=f"num_convs={num_convs}"):
         SplineConvField(8, BSplineBasis(5, 1), num_convs)
+
+
+@pytest.mark.parametrize("kind", ["spline_group", "spline_batch"])
+@pytest.mark.parametrize("t", [0.0, 0.35, 1.0])
+def test_norms_that_vary_with_time(kind, t):
+    field = randomise(SplineConvField(8, BSplineBasis(5, 1, knots="clamped"), norm=kind)).eval()
+    row = field.basis(torch.tensor(t))
+    x = X
+    for layer, conv in zip(field.norms, field.convs, strict=True):
+        scale, shift = layer.coeffs @ row, layer.bias_coeffs @ row
+        if kind == "spline_group":
+            x = F.group_norm(x, 8, scale, shift)
+        else:
+            x = x / (1 + 1e-5) ** 0.5 * scale.reshape(-1, 1, 1) + shift.reshape(-1, 1, 1)
+        x = F.conv2d(F.relu(x), conv.coeffs @ row, padding=1)
+    torch.testing.assert_close(field(torch.tensor(t), X), x, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"norm='layer'.*group, spline_group, spline_batch"):
+        SplineConvField(8, field.basis, norm="layer")

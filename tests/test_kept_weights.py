@@ -152,3 +152,15 @@ def test_a_model_stays_right_while_it_is_trained_and_evaluated():
         with torch.no_grad():
             now = model(x)
         torch.testing.assert_close(now, model(x).detach(), atol=0, rtol=0)
+
+
+def test_running_statistics_that_move_without_a_parameter():
+    """Batch norms of t are buffers: a forward pass in training mode moves them, and no optimiser is asked."""
+    torch.manual_seed(2)
+    block = ODEBlock(SplineConvField(8, BSplineBasis(6, 1, knots="clamped"), norm="spline_batch"), num_steps=5)
+    with torch.no_grad():
+        before = block.eval()(X)
+        block.train()(X + 3.0)
+        after = block.eval()(X)
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, plainly(block))

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.interpolate import BSpline
+from torch import nn
 from torch.nn import functional as F
 
-from gode_zoo import BSplineBasis, SplineConv2d, SplineGroupNorm, SplineLinear
-from gode_zoo.layers import combine
+from gode_zoo import BSplineBasis, ODEBlock, SplineConv2d, SplineConvField, SplineGroupNorm, SplineLinear, lift
+from gode_zoo.layers import SplineBatchNorm2d, combine, spline_coefficients
 
 TIMES = [0.0, 0.13, 0.5, 0.99, 1.0]
 
@@ -145,3 +146,65 @@ def test_weights_are_combined_in_full_precision_under_autocast():
 def test_bad_sizes_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make(clamped())
+
+
+def test_batch_norm_of_piecewise_constants_is_one_batch_norm_a_piece():
+    """Scale, shift and running statistics of each piece are those of torch's BatchNorm2d."""
+    basis = BSplineBasis(3, 0, knots="clamped")
+    norm = SplineBatchNorm2d(4, basis)
+    theirs = [nn.BatchNorm2d(4) for _ in range(3)]
+    torch.manual_seed(0)
+    nn.init.normal_(norm.coeffs), nn.init.normal_(norm.bias_coeffs)
+    for i, bn in enumerate(theirs):
+        bn.load_state_dict({**bn.state_dict(), "weight": norm.coeffs[:, i], "bias": norm.bias_coeffs[:, i]})
+    for _ in range(3):
+        for i, bn in enumerate(theirs):
+            x = torch.randn(6, 4, 5, 5) * (i + 1) + i
+            torch.testing.assert_close(norm(torch.tensor((i + 0.5) / 3), x), bn(x))
+    norm.eval()
+    for i, bn in enumerate(theirs):
+        torch.testing.assert_close(norm.mean_coeffs[:, i], bn.running_mean)
+        torch.testing.assert_close(norm.var_coeffs[:, i], bn.running_var)
+        x = torch.randn(2, 4, 5, 5)
+        torch.testing.assert_close(norm(torch.tensor((i + 0.5) / 3), x), bn.eval()(x))
+
+
+@pytest.mark.parametrize("num_steps", [2, 3, 8])
+def test_running_statistics_of_a_spline_fit_those_of_all_times_of_a_solve(num_steps):
+    """Fewer times than coefficients, as many, and more: numpy's least squares (the smallest, where there is a choice)."""
+    basis = BSplineBasis(3, 1, knots="clamped")
+    field = SplineConvField(4, basis, num_convs=1, norm="spline_batch")
+    norm, seen = field.norms[0], []
+    nn.init.normal_(norm.mean_coeffs), nn.init.uniform_(norm.var_coeffs, 0.5, 2.0)
+    old = norm.mean_coeffs.clone(), norm.var_coeffs.clone()
+    apply = norm.apply_weights
+    norm.apply_weights = lambda x, *rest: seen.append(x) or apply(x, *rest)
+    block = ODEBlock(field, num_steps=num_steps)
+    block(torch.randn(6, 4, 5, 5))
+    matrix = basis(torch.tensor(block.times)).numpy()
+    keep = np.eye(3) - np.linalg.pinv(matrix) @ matrix  # what these times do not see stays as it is
+    for before, after, observed in (
+        (old[0], norm.mean_coeffs, torch.stack([x.mean((0, 2, 3)) for x in seen])),
+        (old[1], norm.var_coeffs, torch.stack([x.transpose(0, 1).flatten(1).var(1) for x in seen])),
+    ):
+        fit = np.linalg.lstsq(matrix, observed.detach().numpy(), rcond=None)[0].T + before.numpy() @ keep
+        np.testing.assert_allclose(after.numpy(), 0.9 * before.numpy() + 0.1 * fit, atol=1e-5)
+
+
+def test_batch_norm_refuses_a_basis_that_vanishes_at_the_ends():
+    with pytest.raises(ValueError, match=r'do not sum to one.*knots="clamped"'):
+        SplineBatchNorm2d(4, BSplineBasis(3, 1))
+    with pytest.raises(ValueError, match="num_channels=0"):
+        SplineBatchNorm2d(0, BSplineBasis(3, 1, knots="clamped"))
+
+
+def test_spline_coefficients_are_found_with_their_names():
+    basis = BSplineBasis(3, 0, knots="clamped")
+    model = nn.ModuleDict(
+        {"norm": SplineBatchNorm2d(4, basis), "lifted": lift(nn.Linear(2, 2), basis), "plain": nn.Linear(2, 2)}
+    )
+    names = [f"norm.{kind}coeffs" for kind in ("", "bias_", "mean_", "var_")] + ["lifted.coeffs.0", "lifted.coeffs.1"]
+    found = {name: value for name, value, _ in spline_coefficients(model)}
+    assert list(found) == names and all(
+        found[name] is value for name, value in model.state_dict(keep_vars=True).items() if name in found
+    )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.interpolate import BSpline
 
 from gode_zoo import BSplineBasis
-from gode_zoo.splines import clamped_knots, uniform_knots
+from gode_zoo.splines import clamped_knots, finer_knots, insert_knots, project_basis, uniform_knots
 
 
 def scipy_basis(knots, degree: int, times, order: int = 0) -> np.ndarray:
@@ -187,3 +187,79 @@ def test_nan_times_and_negative_orders_are_refused():
         basis.derivative(torch.tensor(0.1), -1)
     with pytest.raises(ValueError, match="order=-2"):
         basis.gram(-2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Changes of basis
+
+
+@settings(max_examples=100, deadline=None)
+@given(knot_vectors(), st.lists(st.floats(0.01, 0.99), min_size=1, max_size=5))
+def test_inserted_knots_leave_every_spline_as_it_is(vector, fractions):
+    degree, num_basis, knots = vector
+    basis = BSplineBasis(num_basis, degree, (knots[0], knots[-1]), knots)
+    new = [knots[0] + f * (knots[-1] - knots[0]) for f in fractions]
+    new = [time for i, time in enumerate(new) if new[:i].count(time) + list(knots).count(time) <= degree]
+    finer, matrix = insert_knots(basis, new)
+    assert finer.num_basis == num_basis + len(new) and sorted([*knots, *new]) == list(finer.knot_values)
+    times = np.linspace(knots[0], knots[-1], 97)[:-1]
+    expected = scipy_basis(knots, degree, times)
+    np.testing.assert_allclose(scipy_basis(finer.knot_values, degree, times) @ matrix.numpy(), expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("degree", range(6))
+@pytest.mark.parametrize("kind", ["uniform", "clamped"])
+def test_a_knot_can_be_repeated_up_to_degree_plus_one_times(degree, kind):
+    basis = BSplineBasis(8, degree, (0.0, 1.0), kind)
+    finer, matrix = insert_knots(basis, [0.37] * (degree + 1))
+    times = torch.linspace(0, 1, 101, dtype=torch.float64)
+    torch.testing.assert_close(finer(times) @ matrix, basis(times), atol=1e-12, rtol=0)
+    with pytest.raises(ValueError, match=rf"0\.37: is there degree \+ 1 = {degree + 1} times"):
+        insert_knots(finer, [0.37])
+    with pytest.raises(ValueError, match="strictly between"):
+        insert_knots(basis, [1.0])
+
+
+def test_finer_knots_cut_the_widest_intervals_into_equal_parts():
+    clamped = BSplineBasis(4, 1, (0.0, 1.0), "clamped")  # three intervals
+    assert finer_knots(clamped, 7) == pytest.approx([1 / 6, 3 / 6, 5 / 6])
+    assert finer_knots(clamped, 4) == []
+    assert finer_knots(BSplineBasis(3, 1, knots=[0.0, 0.0, 0.6, 1.0, 1.0]), 5) == pytest.approx([0.3, 0.8])
+    assert finer_knots(BSplineBasis(1, 0), 3) == pytest.approx([1 / 3, 2 / 3])
+    with pytest.raises(ValueError, match=r"num_basis=3.*at least 4, or compress"):
+        finer_knots(clamped, 3)
+
+
+@pytest.mark.parametrize("degree", range(6))
+@pytest.mark.parametrize("kind", ["uniform", "clamped"])
+def test_projection_is_the_least_squares_fit(degree, kind):
+    source, target = BSplineBasis(12, degree, (0.0, 2.0), kind), BSplineBasis(7, min(degree + 1, 5), (0.0, 2.0), kind)
+    matrix = project_basis(source, target).numpy()
+    # The residual is orthogonal to every function of the target, by scipy's adaptive-free fine quadrature.
+    edges = np.unique([*source.knot_values, *target.knot_values])
+    nodes, weights = np.polynomial.legendre.leggauss(12)
+    products = np.zeros((7, 12))
+    for a, b in itertools.pairwise(edges):
+        times = a + (b - a) * (nodes + 1) / 2
+        theirs = scipy_basis(target.knot_values, target.degree, times)
+        residual = scipy_basis(source.knot_values, degree, times) - theirs @ matrix
+        products += theirs.T @ (weights[:, None] * (b - a) / 2 * residual)
+    np.testing.assert_allclose(products, 0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize("degree", range(6))
+@pytest.mark.parametrize("kind", ["uniform", "clamped"])
+def test_projection_undoes_insertion(degree, kind):
+    basis = BSplineBasis(6, degree, (0.0, 1.0), kind)
+    finer, matrix = insert_knots(basis, finer_knots(basis, 15))
+    torch.testing.assert_close(
+        project_basis(finer, basis) @ matrix, torch.eye(6, dtype=torch.float64), atol=1e-9, rtol=0
+    )
+
+
+def test_projection_onto_dependent_functions_takes_the_smallest_coefficients():
+    outside = BSplineBasis(3, 0, (0.0, 1.0), [-1.0, -0.5, 0.5, 1.0])  # the first function lies before the span
+    constant = BSplineBasis(1, 0)
+    torch.testing.assert_close(project_basis(constant, outside)[:, 0], torch.tensor([0.0, 1.0, 1.0]).double())
+    with pytest.raises(ValueError, match=r"t_span=\(0\.0, 2\.0\).*\(0\.0, 1\.0\)"):
+        project_basis(constant, BSplineBasis(2, 0, (0.0, 2.0)))

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..bake import bake
 from ..ode_block import ODEBlock
-from ..surgery import bake
 from . import peers
 from .measuring import captured, peak_memory, take_turns
 

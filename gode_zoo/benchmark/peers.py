@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..bake import BakedBlock
 from ..ode_block import ODEBlock
-from ..surgery import BakedBlock
 
 __all__ = ["FORWARD_ONLY", "PEERS", "AuthorsBlock", "CalledBlock", "FixedBlock", "check_equal"]
 

@@ -7,7 +7,7 @@ has no padding: 28×28 pixels become a state of 6×6, 32×32 become 7×7.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +34,11 @@ class StemBlockHead(nn.Module):
         in_chans: channels of the images.
         global_pool: ``"avg"`` or any other of timm's pooling types; ``""`` for none (with ``num_classes=0``).
         drop_rate: dropout before the classifier.
+        stem: what comes before the block, in place of the paper's; its first convolution is ``conv1``.
+        level_ends: where in the stem its two feature levels end; the third is the block's.
+        levels: channels and reduction of the three levels. The last one's channels go into the head.
+        norm: the norm before the head, in place of the paper's GroupNorm.
+        act: the activation after it, in place of ReLU.
     """
 
     grad_checkpointing: Final[bool]
@@ -47,33 +52,31 @@ class StemBlockHead(nn.Module):
         drop_rate: float = 0.0,
         device: Any = None,
         dtype: Any = None,
+        *,
+        stem: nn.Sequential | None = None,
+        level_ends: tuple[int, int] = (3, 6),
+        levels: Sequence[tuple[int, int]] = ((CHANNELS, 1), (CHANNELS, 2), (CHANNELS, 4)),
+        norm: nn.Module | None = None,
+        act: nn.Module | None = None,
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.num_classes = num_classes
         self.in_chans = in_chans
-        self.num_features = self.head_hidden_size = CHANNELS
+        self.num_features = self.head_hidden_size = levels[-1][0]
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
-        self.stem = nn.Sequential(
-            OrderedDict(
-                conv1=nn.Conv2d(in_chans, CHANNELS, 3, **dd),
-                norm1=nn.GroupNorm(32, CHANNELS, **dd),
-                act1=nn.ReLU(),
-                conv2=nn.Conv2d(CHANNELS, CHANNELS, 4, stride=2, padding=1, **dd),
-                norm2=nn.GroupNorm(32, CHANNELS, **dd),
-                act2=nn.ReLU(),
-                conv3=nn.Conv2d(CHANNELS, CHANNELS, 4, stride=2, padding=1, **dd),
-            )
-        )
+        self.stem = _paper_stem(in_chans, dd) if stem is None else stem
+        self.level_ends = level_ends
         self.block = block
-        self.norm = nn.GroupNorm(32, CHANNELS, **dd)
-        self.act = nn.ReLU()
-        self.head = ClassifierHead(CHANNELS, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
+        self.norm = nn.GroupNorm(32, self.num_features, **dd) if norm is None else norm
+        self.act = nn.ReLU() if act is None else act
+        self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
+        names = [name for name, _ in self.stem.named_children()]
+        modules = [*(f"stem.{names[end - 1]}" for end in level_ends), "block"]
         self.feature_info = [
-            {"num_chs": CHANNELS, "reduction": 1, "module": "stem.act1"},
-            {"num_chs": CHANNELS, "reduction": 2, "module": "stem.act2"},
-            {"num_chs": CHANNELS, "reduction": 4, "module": "block"},
+            {"num_chs": channels, "reduction": reduction, "module": module}
+            for (channels, reduction), module in zip(levels, modules, strict=True)
         ]
 
     @torch.jit.ignore
@@ -88,9 +91,10 @@ class StemBlockHead(nn.Module):
         Raises:
             ValueError: if the block has an adaptive solver, which cannot be checkpointed.
         """
-        set_checkpointing = getattr(self.block, "set_checkpointing", None)
-        if set_checkpointing is not None:
-            set_checkpointing(enable)
+        for module in self.modules():
+            set_checkpointing = getattr(module, "set_checkpointing", None)
+            if set_checkpointing is not None:
+                set_checkpointing(enable)
         self.grad_checkpointing = enable  # type: ignore[misc]
 
     @torch.jit.ignore
@@ -138,7 +142,8 @@ class StemBlockHead(nn.Module):
         take, last = feature_take_indices(len(self.feature_info), indices)
         intermediates: list[Tensor] = []
         # Slices, so that a model whose later layers were pruned passes its input through what is left.
-        stages = [self.stem[:3], self.stem[3:6], nn.Sequential(*self.stem[6:], self.block)]
+        first, second = self.level_ends
+        stages = [self.stem[:first], self.stem[first:second], nn.Sequential(*self.stem[second:], self.block)]
         for i, stage in enumerate(stages[: last + 1] if stop_early else stages):
             x = stage(x)
             if i in take:
@@ -156,9 +161,9 @@ class StemBlockHead(nn.Module):
         take, last = feature_take_indices(len(self.feature_info), indices)
         if last < 2:
             self.block = nn.Identity()
-            self.stem = self.stem[: 3 * (last + 1)]
+            self.stem = self.stem[: self.level_ends[last]]
         if prune_norm or last < 2:
-            self.norm, self.act = nn.Identity(), nn.Identity()  # type: ignore[assignment]
+            self.norm, self.act = nn.Identity(), nn.Identity()
         if prune_head:
             self.reset_classifier(0, "")
         return take
@@ -177,6 +182,20 @@ class StemBlockHead(nn.Module):
         """Images ``(B, in_chans, H, W)`` to logits ``(B, num_classes)``."""
         x = self.forward_features(x)
         return self.forward_head(x)
+
+
+def _paper_stem(in_chans: int, dd: dict[str, Any]) -> nn.Sequential:
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(in_chans, CHANNELS, 3, **dd),
+            norm1=nn.GroupNorm(32, CHANNELS, **dd),
+            act1=nn.ReLU(),
+            conv2=nn.Conv2d(CHANNELS, CHANNELS, 4, stride=2, padding=1, **dd),
+            norm2=nn.GroupNorm(32, CHANNELS, **dd),
+            act2=nn.ReLU(),
+            conv3=nn.Conv2d(CHANNELS, CHANNELS, 4, stride=2, padding=1, **dd),
+        )
+    )
 
 
 MNIST_CFG: dict[str, Any] = {"input_size": (1, 28, 28), "pool_size": (6, 6), "mean": (0.0,), "std": (1.0,)}

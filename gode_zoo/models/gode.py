@@ -41,6 +41,7 @@ class GODE(StemBlockHead):
         knots: ``"uniform"`` (the paper's), ``"clamped"``, or the knots themselves.
         t_span: (0, T).
         num_convs: number L of spline convolutions in the field.
+        norm: ``"group"``, the paper's, shared by all times; ``"spline_group"`` or ``"spline_batch"``, which vary with time.
         solver: euler, midpoint, heun, rk4, leapfrog, dopri5 or tsit5.
         step_size: step of a fixed grid; 0.05, the paper's, where neither it nor ``num_steps`` is given.
         num_steps: number of steps of a fixed grid.
@@ -60,6 +61,7 @@ class GODE(StemBlockHead):
         knots: str | Sequence[float] | Tensor = "uniform",
         t_span: Sequence[float] = (0.0, 1.0),
         num_convs: int = 2,
+        norm: str = "group",
         solver: str = "euler",
         step_size: float | None = None,
         num_steps: int | None = None,
@@ -75,7 +77,7 @@ class GODE(StemBlockHead):
     ) -> None:
         basis = BSplineBasis(num_basis, degree, t_span, knots)
         block = ODEBlock(
-            SplineConvField(CHANNELS, basis, num_convs, device, dtype),
+            SplineConvField(CHANNELS, basis, num_convs, device, dtype, norm),
             t_span,
             solver,
             paper_step_size(solver, step_size, num_steps),

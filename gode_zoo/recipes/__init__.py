@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 import types
 import typing
@@ -30,8 +31,10 @@ import yaml
 __all__ = [
     "Augment",
     "Optimizer",
+    "Penalty",
     "Recipe",
     "RecipeError",
+    "Refinement",
     "Schedule",
     "learning_rate",
     "list_recipes",
@@ -78,6 +81,28 @@ class Augment:
 
 
 @dataclass(frozen=True)
+class Penalty:
+    """Factors of the penalties on spline weights that are added to the loss; see `penalties.py`. None where all are 0."""
+
+    roughness: float = 0.0
+    roughness_order: int = 2
+    difference: float = 0.0
+    difference_order: int = 2
+    ridge: float = 0.0
+
+    def __bool__(self) -> bool:
+        return max(self.roughness, self.difference, self.ridge) > 0
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """Coarse-to-fine training: after `epoch` epochs the model gets `num_basis` basis functions, by exact knot insertion."""
+
+    epoch: int
+    num_basis: int
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What a training run is made of. Mean and standard deviation come from the model's `pretrained_cfg`."""
 
@@ -90,6 +115,8 @@ class Recipe:
     model_args: dict[str, Any] = field(default_factory=dict)
     schedule: Schedule = Schedule()
     augment: Augment = Augment()
+    penalty: Penalty = Penalty()
+    refine: tuple[Refinement, ...] = ()
     label_smoothing: float = 0.0
     ema_decay: float | None = None
     drop_last: bool = True
@@ -113,6 +140,14 @@ class Recipe:
             del plain["schedule"]["final_lr"]
         if self.schedule.name != "step":
             del plain["schedule"]["milestones"], plain["schedule"]["gamma"]
+        # Left out where unused, so that a recipe of before there were any is what it was.
+        plain["refine"] = list(plain["refine"])
+        for key in ("penalty", "refine"):
+            if not getattr(self, key):
+                del plain[key]
+        for key in ("roughness", "difference"):
+            if self.penalty and not getattr(self.penalty, key):
+                del plain["penalty"][f"{key}_order"]
         return plain
 
     def to_yaml(self) -> str:
@@ -287,6 +322,23 @@ def _check(recipe: Recipe, content: dict[str, Any], source: str) -> None:
     need(rising and inside, "schedule.milestones", f"rising epochs between 0 and epochs = {recipe.epochs}")
     if schedule.name == "step" and not schedule.milestones:
         raise RecipeError(f"{source}: schedule.name = 'step' needs schedule.milestones, such as [60, 100]: add it")
+    penalty = recipe.penalty
+    for key in ("roughness", "difference", "ridge"):
+        need(getattr(penalty, key) >= 0.0, f"penalty.{key}", "0 or more")
+    for key in ("roughness", "difference"):
+        need(getattr(penalty, f"{key}_order") >= 1, f"penalty.{key}_order", "1 or more")
+        if f"{key}_order" in content.get("penalty", {}) and getattr(penalty, key) == 0.0:
+            raise RecipeError(f"{source}: penalty.{key}_order has no effect without penalty.{key}: take it out")
+    if "penalty" in content and not penalty:
+        raise RecipeError(
+            f"{source}: penalty has no factor above 0 (of roughness, difference, ridge): add one or take it out"
+        )
+    for before, after in itertools.pairwise((Refinement(0, 0), *recipe.refine)):
+        if not before.epoch < after.epoch < recipe.epochs or after.num_basis <= before.num_basis:
+            raise RecipeError(
+                f"{source}: refine has {after.num_basis} basis functions after epoch {after.epoch}: epochs and numbers must "
+                f"rise, the epochs between 0 and epochs = {recipe.epochs}: change it"
+            )
     need(0 <= recipe.augment.crop_padding <= 64, "augment.crop_padding", "0 to 64 pixels")
     for key in content.get("schedule", {}):  # a setting is never accepted and ignored
         if key not in ("name", "warmup", *_SCHEDULE_KEYS[schedule.name]):

@@ -1,0 +1,135 @@
+"""Baking: the splines of time become the fixed weights that the model's grid asks for.
+
+    plain = bake(model)     # convolutions, norms and additions alone; `gode_zoo.surgery.bake` is the same
+
+Shapes: x ``(B, C, H, W)``; S distinct stage times of the grid, L convolutions in the field.
+"""
+
+import copy
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from .fields import SplineConvField
+from .ode_block import ODEBlock
+
+__all__ = ["BakedBlock", "bake", "with_block"]
+
+
+class BakedBlock(nn.Module):
+    """The steps of an ``ODEBlock`` on its fixed grid with plain layers: no time, no spline.
+
+    Made by ``bake``. ``convs[c][i]`` is convolution i of the c-th evaluation of the field, in the order in which the steps
+    make them; evaluations at the same time share their layers. The norms are those of the field, shared by all.
+
+    Args:
+        block: a block of a ``SplineConvField`` with a fixed grid; its tensors are copied.
+    """
+
+    num_stages: Final[int]
+    leaping: Final[bool]
+    if TYPE_CHECKING:
+        convs: (
+            Any  # a ModuleList of ModuleLists, which mypy cannot iterate over; TorchScript must not see the annotation
+        )
+    stages: list[list[float]]
+    weights: list[float]
+    step_sizes: list[float]
+
+    def __init__(self, block: ODEBlock) -> None:
+        super().__init__()
+        field = block.field
+        assert isinstance(field, SplineConvField) and block.fixed
+        self.stages, self.weights = copy.deepcopy(block.stages), list(block.weights)
+        self.step_sizes, self.num_stages = list(block.step_sizes), len(block.weights)
+        self.leaping = block.leaping
+        self.norms = copy.deepcopy(field.norms)
+        with torch.no_grad():
+            kernels = field.stage_weights(block.table)
+            layers = [nn.ModuleList(_conv(k[s]) for k in kernels) for s in range(len(block.times))]
+        order = range(len(layers)) if self.leaping else [s for step in block.stage_index for s in step]
+        self.convs = nn.ModuleList(layers[s] for s in order)
+        self.train(block.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The state at the end of the span: ``(B, C, H, W)`` to the same shape."""
+        if self.leaping:
+            return self._leap(x)
+        slopes: list[Tensor] = []
+        for call, convs in enumerate(self.convs):
+            step, stage = self.step_sizes[call // self.num_stages], call % self.num_stages
+            y = x
+            for j, a in enumerate(self.stages[stage]):
+                if a != 0.0:
+                    y = torch.add(y, slopes[j], alpha=step * a)
+            for norm, conv in zip(self.norms, convs):  # noqa: B905 (TorchScript's zip has no strict)
+                y = conv(torch.relu(norm(y)))
+            slopes.append(y)
+            if stage == self.num_stages - 1:
+                for j, b in enumerate(self.weights):
+                    if b != 0.0:
+                        x = torch.add(x, slopes[j], alpha=step * b)
+                slopes.clear()
+        return x
+
+    def _leap(self, x: Tensor) -> Tensor:
+        """The steps of ``reversible.leapfrog``."""
+        v = torch.zeros_like(x)
+        for call, convs in enumerate(self.convs):
+            half = self.step_sizes[call - 1] / 2 if call > 0 else 0.0
+            y = torch.add(x, v, alpha=half)
+            slope = y
+            for norm, conv in zip(self.norms, convs):  # noqa: B905 (TorchScript's zip has no strict)
+                slope = conv(torch.relu(norm(slope)))
+            v = 2 * slope - v if call > 0 else slope
+            x = torch.add(y, v, alpha=half)
+        return x
+
+
+def _conv(kernel: Tensor) -> nn.Conv2d:
+    """A 3×3 convolution, padding 1, without bias, with a copy of the kernel ``(C, C, 3, 3)``."""
+    conv = nn.Conv2d(
+        kernel.shape[1], kernel.shape[0], 3, padding=1, bias=False, device=kernel.device, dtype=kernel.dtype
+    )
+    conv.weight.data.copy_(kernel)
+    return conv
+
+
+def bake(model: nn.Module) -> nn.Module:
+    """A copy of a model in which every spline block has become a plain network, with fixed weights for its grid.
+
+    The outputs are the same to rounding. The copy has no splines: another solver or grid is chosen before baking, as in
+    ``timm.create_model(name, pretrained=True, solver="rk4", num_steps=10)``. It holds a kernel for each stage time instead
+    of one for each basis function.
+
+    Args:
+        model: a model with at least one ``ODEBlock`` of a ``SplineConvField``, itself included. It is left as it is.
+
+    Raises:
+        ValueError: if there is no such block, or one has an adaptive solver, whose stage times are not known beforehand.
+    """
+    blocks = {name: m for name, m in model.named_modules() if isinstance(m, ODEBlock)}
+    spline = {name: block for name, block in blocks.items() if isinstance(block.field, SplineConvField)}
+    if not spline:
+        fields = ", ".join(type(block.field).__name__ for block in blocks.values()) or "no ODE block"
+        raise ValueError(
+            f"{type(model).__name__} has no block of a SplineConvField to bake (it has {fields}): give a gode_* model"
+        )
+    for name, block in spline.items():
+        if not block.fixed:
+            raise ValueError(
+                f"{name or type(block).__name__} has solver={block.solver!r}, which chooses its steps anew for every "
+                'input: make the model with a fixed grid, such as solver="rk4", num_steps=10'
+            )
+    if isinstance(model, ODEBlock):
+        return BakedBlock(model)
+    # The blocks are taken out while the rest is copied, so that their coefficients are not.
+    return copy.deepcopy(model, {id(block): BakedBlock(block) for block in spline.values()})
+
+
+def with_block(model: Any, block: nn.Module) -> Any:
+    """A model with another ``block``, which shares all else with ``model``: for a comparison, not for training both."""
+    other = copy.copy(model)
+    other._modules = {**model._modules, "block": block}
+    return other
