@@ -64,7 +64,8 @@ def calibrated_level(scores: Tensor, level: float) -> float:
         raise ValueError(
             f"{count} held-out outcomes cannot calibrate level={level}: it takes at least {math.ceil(level / (1 - level))}"
         )
-    return min(float(scores.flatten().double().sort().values[place - 1]), _WIDEST)
+    # A hair more, so that rounding does not lose the outcome whose score it is.
+    return min(float(scores.flatten().double().sort().values[place - 1]) + 1e-9, _WIDEST)
 
 
 def measure(
@@ -95,7 +96,5 @@ def measure(
             rows.append(Coverage(level, plain))
             continue
         asked = calibrated_level(family.interval_level(y_held, eta_held), level)
-        # A score equal to the level asked for is held; the least bit of rounding must not lose it.
-        held = family.interval_level(y, eta) <= asked + 1e-12
-        rows.append(Coverage(level, plain, asked, float(held.double().mean())))
+        rows.append(Coverage(level, plain, asked, coverage(family, y, eta, asked)))
     return rows

@@ -215,13 +215,16 @@ class Family:
         return tuple(torch.as_tensor(end, dtype=eta.dtype, device=eta.device) for end in (low, high))  # type: ignore[return-value]
 
     def interval_level(self, y: Tensor, eta: Tensor) -> Tensor:
-        """The level from which on the interval holds each outcome, ``(*s)`` in [0, 1]; `calibration` is built on it."""
+        """The level from which on the interval holds each outcome, ``(*s)`` float64 in [0, 1], on the CPU.
+
+        It is uniform, where the model is right and outcomes are continuous; `gode_zoo.calibration` is built on it.
+        """
         y, eta = self._align(y, eta.detach())
         known, outcome = self._scipy(eta), y.cpu().double().numpy()
         # An outcome y is held while its lower tail P(Y ≤ y) and its upper tail P(Y ≥ y) are at least (1 − level) / 2.
         step = 1.0 if self.discrete else 0.0
         tail = torch.as_tensor(known.cdf(outcome)).minimum(torch.as_tensor(known.sf(outcome - step)))
-        return (1 - 2 * tail).clamp(0, 1).to(device=eta.device, dtype=eta.dtype)
+        return (1 - 2 * tail).clamp(0, 1)
 
     def estimate_dispersion(
         self, y: Tensor, eta: Tensor, method: str = "moment", num_parameters: int | float = 0

@@ -130,7 +130,7 @@ class Categorical(Family):
     def interval_level(self, y: Tensor, eta: Tensor) -> Tensor:
         """The level from which on the mask of `interval` holds each outcome's (likeliest) class, ``(*s)``."""
         shares, eta = self._align(y, eta)
-        return self._level_of_classes(eta).gather(-1, shares.argmax(dim=-1, keepdim=True)).squeeze(-1)
+        return self._level_of_classes(eta).gather(-1, shares.argmax(dim=-1, keepdim=True)).squeeze(-1).cpu().double()
 
     def _level_of_classes(self, eta: Tensor) -> Tensor:
         """The probability of all classes that are likelier than each one, ``(*s, C)``."""
