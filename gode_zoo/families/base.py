@@ -187,10 +187,11 @@ class Family:
     def information(self, eta: Tensor) -> Tensor:
         """Fisher information about η in one outcome, ``(dμ/dη)² / (φ V(μ))``, in η's shape."""
         eta = self._eta(eta)
-        variance = self.variance(self.link.inverse(eta)) * self._phi()
+        variance = self.variance(self.link.inverse(eta)) * self.phi
         return self.link.derivative(eta).square() / variance.clamp_min(torch.finfo(eta.dtype).tiny)
 
-    def _phi(self) -> float:
+    @property
+    def phi(self) -> float:
         """φ of Var[y] = φ V(μ)."""
         return self.dispersion
 

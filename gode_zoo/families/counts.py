@@ -72,7 +72,8 @@ class NegativeBinomial(Family):
     def variance(self, mean: Tensor) -> Tensor:
         return mean + self.dispersion * mean.square()
 
-    def _phi(self) -> float:
+    @property
+    def phi(self) -> float:
         return 1.0
 
     def _logits(self, eta: Tensor) -> Tensor:
