@@ -3,7 +3,7 @@
     dZ/dt = σ(t, Z, θ(t)),   Z(t0) = z(a),   θ_j(t) = Σ_i B_ij(t) c_ij,   g(E[y(t)]) = η(t) = readout(t, Z(t), θ(t))
 
 The right-hand side σ is known; the curves θ_j, as B-splines, and the start a are estimated from outcomes y at irregular
-times by penalised likelihood, with penalty λ/2 Σ_j ∫ θ_j''(t)² dt. A parameter that is constant is one with a basis of
+times by penalised likelihood, with penalty λ/2 Σ_j ∫ θ_j''(t)² dt (or of θ'). A parameter that is constant is one with a basis of
 one constant function, ``BSplineBasis(1, 0, t_span)``.
 
     model = GODEModel(sir, "poisson", readout, [BSplineBasis(10, 3, (0, 60), "clamped")])
@@ -159,6 +159,7 @@ class GODEModel:
         initial_guess: Tensor | Sequence[float],
         theta_guess: Tensor | Sequence[float],
         smoothing: str | float = "gcv",
+        penalty_order: int = 2,
         dispersion: str | None = None,
     ) -> DynamicFit:
         """Estimate the curves and the start by penalised likelihood.
@@ -172,6 +173,8 @@ class GODEModel:
             initial_guess: a to start from, ``(r,)``.
             theta_guess: θ to start from, constant in time, ``(q,)``.
             smoothing: λ, at least 0; or ``"gcv"``, chosen by generalised cross-validation.
+            penalty_order: 2 penalises ``∫ θ''²``, and a curve goes on as a straight line where nothing is observed; 1
+                penalises ``∫ θ'²``, and it goes on as a constant, the safer forecast.
             dispersion: ``"moment"`` (the default, of families that have one), ``"likelihood"``, or ``"known"`` for the
                 family's own.
 
@@ -189,16 +192,18 @@ class GODEModel:
                 f"{observed.y.numel()} outcomes for {len(beta)} unknowns (num_basis {self.sizes} and {len(guess)} of the "
                 "start): observe more, or make num_basis smaller"
             )
-        how = self._check_settings(smoothing, dispersion)
+        how = self._check_settings(smoothing, penalty_order, dispersion)
 
         plan = self._plan(observed.times)
         self._check_functions(beta, plan, observed)
-        penalty = torch.block_diag(*(basis.gram(2) for basis in self.bases), torch.zeros(len(guess), len(guess)))
+        penalty = torch.block_diag(
+            *(basis.gram(penalty_order) for basis in self.bases), torch.zeros(len(guess), len(guess))
+        )
         penalty = penalty.double()
         if not bool(penalty.any()):
             if isinstance(smoothing, float) and smoothing > 0:
                 raise ValueError(
-                    f"smoothing={smoothing}: no basis has a second derivative to penalise; use degree 2 or more"
+                    f"smoothing={smoothing}: no basis has a derivative of order {penalty_order} to penalise: raise its degree"
                 )
             smoothing = 0.0
 
@@ -257,10 +262,12 @@ class GODEModel:
                 f"t_span=({t0}, {t1}): build the bases with a t_span that holds every time"
             )
 
-    def _check_settings(self, smoothing: Any, dispersion: str | None) -> str:
+    def _check_settings(self, smoothing: Any, penalty_order: int, dispersion: str | None) -> str:
         """How the dispersion is found."""
         if smoothing != "gcv" and not (isinstance(smoothing, int | float) and 0 <= smoothing < math.inf):
             raise ValueError(f'smoothing={smoothing!r}: must be "gcv", or a finite number of at least 0')
+        if penalty_order not in (1, 2):
+            raise ValueError(f"penalty_order={penalty_order!r}: must be 1 or 2")
         allowed = ("moment", "likelihood", "known") if self.family.has_dispersion else ("known",)
         how = allowed[0] if dispersion is None else dispersion
         if how not in allowed:

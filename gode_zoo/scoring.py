@@ -4,12 +4,12 @@
 
 A step solves ``(Jᵀ W J + λ S + μ diag) δ = −gradient`` with J = ∂η/∂β and W the Fisher weights at φ = 1; μ is
 Levenberg's and Marquardt's damping. λ is chosen by generalised cross-validation, ``n D / (n − edf)²``, or where the
-dispersion is known by its form for that, ``D + 2 φ edf``, with ``edf = tr((Jᵀ W J + λ S)⁻¹ Jᵀ W J)``.
+dispersion is known by its form for that, ``D + 2 φ edf``, with ``edf = 1.4 tr((Jᵀ W J + λ S)⁻¹ Jᵀ W J)``.
 
 Shapes: β ``(p,)``, η and y ``(n,)``, J ``(n, p)``, S ``(p, p)``; all float64.
 
 Source: Green and Silverman, "Nonparametric Regression and Generalized Linear Models" (1994), chapter 5; Wood, "Generalized
-Additive Models" (2017), sections 6.1 to 6.2; Marquardt, SIAM Journal 11 (1963).
+Additive Models" (2017), sections 6.1 to 6.2; Kim and Gu, JRSS B 66 (2004), for the factor 1.4; Marquardt, SIAM Journal 11 (1963).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from .families import Family
 __all__ = ["Problem", "Scored", "choose_smoothing", "score"]
 
 _DECADES = tuple(float(decade) for decade in range(4, -8, -1))  # of λ, relative to its scale
+_CAUTION = 1.4  # factor on edf: plain cross-validation now and then follows the noise
 _TOLERANCE = 1e-10  # of the Newton decrement, relative to the loss
 
 
@@ -130,8 +131,8 @@ def choose_smoothing(problem: Problem, beta: Tensor, known_dispersion: bool) -> 
         if result.converged:
             tried[log_smoothing] = result
         if known_dispersion:
-            return result.deviance + 2 * problem.family.phi * result.edf
-        return count * result.deviance / max(count - result.edf, 1e-9) ** 2
+            return result.deviance + 2 * _CAUTION * problem.family.phi * result.edf
+        return count * result.deviance / max(count - _CAUTION * result.edf, 1e-9) ** 2
 
     values: dict[float, float] = {}
     for decade in _DECADES:
