@@ -3,13 +3,14 @@
     minimise  D(β) / 2 + λ/2 βᵀ S β,    D the deviance of exponential-family outcomes, S the penalty's matrix
 
 A step solves ``(Jᵀ W J + λ S + μ diag) δ = −gradient`` with J = ∂η/∂β and W the Fisher weights at φ = 1; μ is
-Levenberg's and Marquardt's damping. λ is chosen by generalised cross-validation, ``n D / (n − edf)²``, or where the
-dispersion is known by its form for that, ``D + 2 φ edf``, with ``edf = 1.4 tr((Jᵀ W J + λ S)⁻¹ Jᵀ W J)``.
+Levenberg's and Marquardt's damping. λ is chosen by generalised cross-validation, ``n D / (n − 1.4 edf)²``, or where
+the dispersion is known by its form for that, ``D + 2.8 φ edf``, with ``edf = tr((Jᵀ W J + λ S)⁻¹ Jᵀ W J)``.
 
 Shapes: β ``(p,)``, η and y ``(n,)``, J ``(n, p)``, S ``(p, p)``; all float64.
 
 Source: Green and Silverman, "Nonparametric Regression and Generalized Linear Models" (1994), chapter 5; Wood, "Generalized
-Additive Models" (2017), sections 6.1 to 6.2; Kim and Gu, JRSS B 66 (2004), for the factor 1.4; Marquardt, SIAM Journal 11 (1963).
+Additive Models" (2017), sections 6.1 to 6.2; Kim and Gu, JRSS B 66 (2004), for the factor 1.4;
+Marquardt, SIAM Journal 11 (1963).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ has no padding: 28×28 pixels become a state of 6×6, 32×32 become 7×7.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch
@@ -17,6 +17,7 @@ from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from ..families import Family, get_family
 from ._pretrained import list_weights, verify_weights
 
 __all__ = ["CHANNELS", "CIFAR10_CFG", "MNIST_CFG", "StemBlockHead", "cfg", "create"]
@@ -33,6 +34,8 @@ class StemBlockHead(nn.Module):
         in_chans: channels of the images.
         global_pool: ``"avg"`` or any other of timm's pooling types; ``""`` for none (with ``num_classes=0``).
         drop_rate: dropout before the classifier.
+        family: of the outcomes whose η the model gives, kept as the attribute ``family``: a name, or a mapping as
+            `get_family` takes it. A family other than categorical has one output for each outcome.
     """
 
     grad_checkpointing: Final[bool]
@@ -46,8 +49,10 @@ class StemBlockHead(nn.Module):
         drop_rate: float = 0.0,
         device: Any = None,
         dtype: Any = None,
+        family: str | Mapping[str, Any] | Family = "categorical",
     ) -> None:
         super().__init__()
+        self.family = get_family(family)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.num_classes = num_classes
         self.in_chans = in_chans
