@@ -83,7 +83,7 @@ class Family:
         raise NotImplementedError
 
     def distribution(self, eta: Tensor) -> Distribution:
-        """The outcome's distribution as one of `torch.distributions`."""
+        """The outcome's distribution as one of `torch.distributions`, whose own checks, each a wait for a GPU, are off."""
         raise NotImplementedError
 
     def _log_prob(self, y: Tensor, eta: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class Bernoulli(Family):
         return mean * (1 - mean)
 
     def distribution(self, eta: Tensor) -> Distribution:
-        return BernoulliDistribution(probs=self.link.inverse(eta))
+        return BernoulliDistribution(probs=self.link.inverse(eta), validate_args=False)
 
     def _log_prob(self, y: Tensor, eta: Tensor) -> Tensor:
         return y * self.link.log_inverse(eta) + (1 - y) * self.link.log_complement(eta)
@@ -103,7 +103,7 @@ class Categorical(Family):
         return mean * (1 - mean)
 
     def distribution(self, eta: Tensor) -> Distribution:
-        return CategoricalDistribution(logits=eta)
+        return CategoricalDistribution(logits=eta, validate_args=False)
 
     def _log_prob(self, y: Tensor, eta: Tensor) -> Tensor:
         # 0 · (−∞) is 0 here: a class that cannot be, and is not.

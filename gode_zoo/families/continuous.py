@@ -33,7 +33,7 @@ class Gaussian(Family):
         return torch.ones_like(mean)
 
     def distribution(self, eta: Tensor) -> Distribution:
-        return Normal(self.link.inverse(eta), math.sqrt(self.dispersion))
+        return Normal(self.link.inverse(eta), math.sqrt(self.dispersion), validate_args=False)
 
     def _log_prob(self, y: Tensor, eta: Tensor) -> Tensor:
         return self.distribution(eta).log_prob(y)
@@ -73,7 +73,7 @@ class Gamma(Family):
 
     def distribution(self, eta: Tensor) -> Distribution:
         shape = torch.full_like(eta, 1 / self.dispersion)
-        return GammaDistribution(shape, shape * torch.exp(-self.link.log_inverse(eta)))
+        return GammaDistribution(shape, shape * torch.exp(-self.link.log_inverse(eta)), validate_args=False)
 
     def _log_prob(self, y: Tensor, eta: Tensor) -> Tensor:
         # In log μ, for torch's own takes the logarithm of a rate that may have rounded to 0.

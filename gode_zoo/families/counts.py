@@ -34,7 +34,7 @@ class Poisson(Family):
         return mean
 
     def distribution(self, eta: Tensor) -> Distribution:
-        return PoissonDistribution(self.link.inverse(eta))
+        return PoissonDistribution(self.link.inverse(eta), validate_args=False)
 
     def _log_prob(self, y: Tensor, eta: Tensor) -> Tensor:
         # torch's own takes the logarithm of a rate that may have rounded to 0.
@@ -81,7 +81,7 @@ class NegativeBinomial(Family):
         return self.link.log_inverse(eta) + math.log(self.dispersion)
 
     def distribution(self, eta: Tensor) -> Distribution:
-        return NegativeBinomialDistribution(1 / self.dispersion, logits=self._logits(eta))
+        return NegativeBinomialDistribution(1 / self.dispersion, logits=self._logits(eta), validate_args=False)
 
     def _log_prob(self, y: Tensor, eta: Tensor) -> Tensor:
         return self.distribution(eta).log_prob(y)
