@@ -59,9 +59,8 @@ def main(out=Path("results")):
 
     times, y = load()
     seen, later = times < CUT, (times >= CUT) & ~np.isnan(y)
-    print(
-        f"{int((~np.isnan(y[seen])).sum())} measurements, {int(np.isnan(y).sum())} gaps; {later.sum()} held out, from {CUT:.0f} on"
-    )
+    count, gaps = int((~np.isnan(y[seen])).sum()), int(np.isnan(y).sum())
+    print(f"{count} measurements, {gaps} gaps; {later.sum()} held out, from {CUT:.0f} on")
     for name, num_basis in (("theta(t), m = 20", 20), ("theta constant, m = 1", 1)):
         fitted = fit(times[seen], y[seen], num_basis)
         forecast = fitted.predict(times[later])

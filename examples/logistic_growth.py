@@ -69,9 +69,10 @@ def main(out=Path("results")):
     growing = fitted.state(grid).estimate[:, 1] < 0.95 * CAPACITY
     error = (band.estimate[growing, 0] - truth(grid[growing])).square().mean().sqrt()
     held = ((band.low[:, 0] <= truth(grid)) & (truth(grid) <= band.high[:, 0]))[growing]
+    inside = 100 * float(held.double().mean())
     print(f"lambda {fitted.smoothing:.3g}, effective parameters {fitted.edf:.2f}")
     print(
-        f"log r(t) while growing: root mean square error {error:.3f}, inside the 95 % band at {100 * held.double().mean():.0f} % of times"
+        f"log r(t) while growing: root mean square error {error:.3f}, inside the 95 % band at {inside:.0f} % of times"
     )
     capacity, its_error = band.estimate[0, 1].exp(), band.estimate[0, 1].exp() * band.standard_error[0, 1]
     print(f"K {capacity:.3f} +- {its_error:.3f}, truth {CAPACITY}")

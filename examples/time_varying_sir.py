@@ -77,10 +77,9 @@ def main(out=Path("results")):
     error = (band.estimate[:, 0] - truth(grid)).square().mean().sqrt()
     held = (band.low[:, 0] <= truth(grid)) & (truth(grid) <= band.high[:, 0])
     hits = (forecast.low[:, 0].numpy() <= later[1]) & (later[1] <= forecast.high[:, 0].numpy())
+    inside = 100 * float(held.double().mean())
     print(f"lambda {fitted.smoothing:.3g}, effective parameters {fitted.edf:.2f}, deviance {fitted.deviance:.1f}")
-    print(
-        f"log beta(t) to day 50: root mean square error {error:.3f}, inside the 95 % band on {100 * held.double().mean():.0f} % of days"
-    )
+    print(f"log beta(t) to day 50: root mean square error {error:.3f}, inside the 95 % band on {inside:.0f} % of days")
     print(f"start {fitted.initial[0]:.2f} +- {fitted.initial_standard_error[0]:.2f}, truth {START}")
     print(f"forecast of days 51 to 60: {hits.sum()} of {len(hits)} counts inside the 95 % limits")
     out.mkdir(exist_ok=True)

@@ -29,7 +29,7 @@ __all__ = ["Problem", "Scored", "choose_smoothing", "score"]
 
 _DECADES = tuple(float(decade) for decade in range(4, -8, -1))  # of λ, relative to its scale
 _CAUTION = 1.4  # factor on edf: plain cross-validation now and then follows the noise
-_TOLERANCE = 1e-10  # of the Newton decrement, relative to the loss
+_MOST_STEPS = 200
 
 
 @dataclass(frozen=True)
@@ -74,16 +74,19 @@ class Scored:
     num_iterations: int
 
 
-def score(problem: Problem, beta: Tensor, smoothing: float, max_iterations: int = 200) -> Scored:
-    """Minimise from a start ``beta`` at which the loss is finite."""
+def score(problem: Problem, beta: Tensor, smoothing: float, tolerance: float = 1e-14) -> Scored:
+    """Minimise from a start ``beta`` at which the loss is finite.
+
+    It ends where the Newton decrement, which is twice what can still be gained, is ``tolerance`` times the loss.
+    """
     loss, damping, converged = problem.loss(beta, smoothing), 1e-3, False
     eta, gradient, fisher = problem.linearise(beta)
-    for iteration in range(max_iterations):  # noqa: B007
+    for iteration in range(_MOST_STEPS):  # noqa: B007
         slope = gradient + smoothing * problem.penalty @ beta
         curvature = fisher + smoothing * problem.penalty
         # Without damping the decrement says how far the minimum is; a singular matrix has none.
         decrement = _decrement(curvature, slope)
-        converged = decrement < _TOLERANCE * (1 + abs(loss))
+        converged = decrement < tolerance * (1 + abs(loss))
         diagonal = curvature.diagonal().clamp_min(1e-12 * float(curvature.diagonal().max()) + 1e-300)
         lower = False
         while not converged and not lower and damping < 1e12:
@@ -128,7 +131,7 @@ def choose_smoothing(problem: Problem, beta: Tensor, known_dispersion: bool) -> 
     def criterion(log_smoothing: float) -> float:
         near = min(tried, key=lambda other: abs(other - log_smoothing), default=None)
         start = beta if near is None else tried[near].beta
-        result = score(problem, start, scale * 10.0**log_smoothing)
+        result = score(problem, start, scale * 10.0**log_smoothing, 1e-9)
         if result.converged:
             tried[log_smoothing] = result
         if known_dispersion:
@@ -150,4 +153,4 @@ def choose_smoothing(problem: Problem, beta: Tensor, known_dispersion: bool) -> 
             UserWarning,
             stacklevel=3,
         )
-    return tried[chosen] if chosen in tried else score(problem, beta, scale * 10.0**chosen)
+    return score(problem, tried[chosen].beta if chosen in tried else beta, scale * 10.0**chosen)
