@@ -4,6 +4,8 @@ Importing it registers the models with timm. ``gode_zoo.torchdyn`` is imported o
 """
 
 from . import models
+from .dynamic import GODEModel
+from .families import get_family
 from .fields import ConcatConvField, LiftedField, SplineConvField, lift
 from .layers import SplineConv2d, SplineGroupNorm, SplineLinear
 from .ode_block import ODEBlock
@@ -16,6 +18,7 @@ __all__ = [
     "SOLVERS",
     "BSplineBasis",
     "ConcatConvField",
+    "GODEModel",
     "LiftedField",
     "ODEBlock",
     "Solution",
@@ -25,6 +28,7 @@ __all__ = [
     "SplineLinear",
     "Tableau",
     "__version__",
+    "get_family",
     "lift",
     "models",
 ]
