@@ -201,7 +201,7 @@ class GODEModel:
         )
         penalty = penalty.double()
         if not bool(penalty.any()):
-            if isinstance(smoothing, float) and smoothing > 0:
+            if not isinstance(smoothing, str) and smoothing > 0:
                 raise ValueError(
                     f"smoothing={smoothing}: no basis has a derivative of order {penalty_order} to penalise: raise its degree"
                 )

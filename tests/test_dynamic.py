@@ -293,7 +293,7 @@ def test_data_that_cannot_be(times, y, message):
     [
         ({"smoothing": -1.0}, r'smoothing=-1\.0: must be "gcv"'),
         ({"smoothing": "cv"}, "smoothing='cv'"),
-        ({"smoothing": 1.0}, "no basis has a derivative of order 2"),
+        ({"smoothing": 1}, "no basis has a derivative of order 2"),
         ({"penalty_order": 3}, "penalty_order=3: must be 1 or 2"),
         ({"dispersion": "moment"}, "family poisson takes known"),
         ({"theta_guess": [0.0, 1.0]}, "theta_guess=.*1 of them, one for each curve"),
