@@ -55,8 +55,8 @@ def simulate(seed):
     return times, y
 
 
-def fit(data):
-    return model().fit(*data, initial_guess=[1.0, 1.0], theta_guess=[-1.0, math.log(8.0)])
+def fit(data, smoothing="gcv"):
+    return model().fit(*data, initial_guess=[1.0, 1.0], theta_guess=[-1.0, math.log(8.0)], smoothing=smoothing)
 
 
 def main(out=Path("results")):

@@ -63,8 +63,8 @@ def simulate(seed):
     return (times[seen], counts[seen]), (times[~seen], counts[~seen])
 
 
-def fit(data):
-    return model().fit(*data, initial_guess=[-6.0], theta_guess=[-1.0])
+def fit(data, smoothing="gcv"):
+    return model().fit(*data, initial_guess=[-6.0], theta_guess=[-1.0], smoothing=smoothing)
 
 
 def main(out=Path("results")):

@@ -14,7 +14,8 @@ one constant function, ``BSplineBasis(1, 0, t_span)``.
 The solve is a fixed grid (rk4) that passes through every observation time and every knot, in float64.
 
 Standard errors come from ``V = φ (H + λ S)⁻¹``, H the observed information at φ = 1 and S the penalty's matrix: the
-Bayesian covariance, whose pointwise bands hold the truth as often as they say on average over time.
+Bayesian covariance, whose pointwise bands hold the truth as often as they say on average over time. Where smoothing bends a
+curve, at its beginning above all, they and the start's errors are too small: examples/bands_coverage.py measures it.
 
 Shapes: d states, q curves, r unknowns of the start, n times, J outcomes at a time; β = (c, a) ``(p,)``.
 

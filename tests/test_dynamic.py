@@ -1,5 +1,6 @@
 """Dynamic GODE against closed forms, statsmodels and known truths, and the data it must refuse or put in order."""
 
+import functools
 import math
 import sys
 from pathlib import Path
@@ -254,11 +255,14 @@ def test_logistic_growth_is_recovered():
 
 @pytest.mark.slow
 def test_bands_hold_the_truth_as_often_as_they_say():
-    """Eight data sets of each example: far from a proof, but a covariance that is wrong by a factor shows."""
-    for one in (bands_coverage.sir, bands_coverage.logistic):
-        rows = bands_coverage.coverage("", one, 8)
-        for _, what, level, share, _, _ in rows:
-            assert share > level - 20, what
+    """Eight data sets of each example, λ as chosen for one: a covariance that is wrong by a factor shows.
+
+    The start alone is not asked: its interval has no such promise where smoothing bends the curve at its beginning.
+    """
+    for one, smoothing in ((bands_coverage.sir, 4e4), (bands_coverage.logistic, 10.0)):
+        rows = bands_coverage.coverage("", functools.partial(one, smoothing=smoothing), 8)
+        curve, _, outcomes = (share for _, _, _, share, _, _ in rows)
+        assert curve > 80 and outcomes > 75
 
 
 # ---------------------------------------------------------------------------------------------------------------------
