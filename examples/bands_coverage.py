@@ -1,11 +1,11 @@
 """Do the bands hold what they promise? Many simulated data sets of the two examples whose truth is known.
 
 For each data set: does the pointwise 95 % band of the curve hold the truth, averaged over times; does the interval of
-the start's unknowns; do predictive limits hold outcomes that were not seen. The bands' promise is an average over times: the interval of the
-epidemic's start falls short of it, for smoothing straightens the curve just where it begins. Written to results/dynamic_coverage.md and
-.csv. Ten minutes for 60 data sets each:
+the start's unknowns; do predictive limits hold outcomes that were not seen. The bands' promise is an average over times:
+the interval of the epidemic's start falls short of it, for smoothing straightens the curve just where it begins.
+Written to results/dynamic_coverage.md and .csv. Ten minutes for 40 data sets each:
 
-    python examples/bands_coverage.py 60
+    python examples/bands_coverage.py 40
 """
 
 import csv
@@ -68,7 +68,7 @@ def coverage(name, one, count):
     return rows
 
 
-def main(count=60, out=Path("results")):
+def main(count=40, out=Path("results")):
     rows = [*coverage("SIR, Poisson", sir, count), *coverage("logistic, Gaussian", logistic, count)]
     out.mkdir(exist_ok=True)
     with (out / "dynamic_coverage.csv").open("w", newline="") as file:

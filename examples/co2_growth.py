@@ -26,7 +26,7 @@ def load():
     from statsmodels.datasets import co2
 
     frame = co2.load_pandas().data.iloc[::9]
-    years = frame.index.year + (frame.index.dayofyear - 0.5) / 365.25
+    years = frame.index.year + (frame.index.day_of_year - 0.5) / 365.25
     return years.to_numpy(float), frame["co2"].to_numpy(float)
 
 

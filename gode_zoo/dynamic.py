@@ -3,8 +3,8 @@
     dZ/dt = σ(t, Z, θ(t)),   Z(t0) = z(a),   θ_j(t) = Σ_i B_ij(t) c_ij,   g(E[y(t)]) = η(t) = readout(t, Z(t), θ(t))
 
 The right-hand side σ is known; the curves θ_j, as B-splines, and the start a are estimated from outcomes y at irregular
-times by penalised likelihood, with penalty λ/2 Σ_j ∫ θ_j''(t)² dt (or of θ'). A parameter that is constant is one with a basis of
-one constant function, ``BSplineBasis(1, 0, t_span)``.
+times by penalised likelihood, with penalty λ/2 Σ_j ∫ θ_j''(t)² dt (or of θ'). A parameter that is constant is one with a
+basis of one constant function, ``BSplineBasis(1, 0, t_span)``.
 
     model = GODEModel(sir, "poisson", readout, [BSplineBasis(10, 3, (0, 60), "clamped")])
     fit = model.fit(times, counts, initial_guess=[-6.0], theta_guess=[-1.0])
@@ -14,8 +14,8 @@ one constant function, ``BSplineBasis(1, 0, t_span)``.
 The solve is a fixed grid (rk4) that passes through every observation time and every knot, in float64.
 
 Standard errors come from ``V = φ (H + λ S)⁻¹``, H the observed information at φ = 1 and S the penalty's matrix: the
-Bayesian covariance, whose pointwise bands hold the truth as often as they say on average over time. Where smoothing bends a
-curve, at its beginning above all, they and the start's errors are too small: examples/bands_coverage.py measures it.
+Bayesian covariance, whose pointwise bands hold the truth as often as they say on average over time. Where smoothing
+straightens a bent curve, at its beginning above all, it and the start's errors are too small (examples/bands_coverage.py).
 
 Shapes: d states, q curves, r unknowns of the start, n times, J outcomes at a time; β = (c, a) ``(p,)``.
 
