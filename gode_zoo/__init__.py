@@ -6,6 +6,8 @@ Importing it registers the models with timm. ``gode_zoo.torchdyn`` is imported o
 from . import models
 from .bases import Basis, ChebyshevBasis, FourierBasis, PolynomialBasis, RBFBasis
 from .download import download
+from .dynamic import GODEModel
+from .families import get_family
 from .fields import ConcatConvField, LiftedField, SplineConvField, lift
 from .layers import SplineConv2d, SplineGroupNorm, SplineLinear
 from .ode_block import ODEBlock
@@ -22,6 +24,7 @@ __all__ = [
     "ChebyshevBasis",
     "ConcatConvField",
     "FourierBasis",
+    "GODEModel",
     "LiftedField",
     "ODEBlock",
     "PolynomialBasis",
@@ -34,6 +37,7 @@ __all__ = [
     "Tableau",
     "__version__",
     "download",
+    "get_family",
     "lift",
     "models",
     "publish",

@@ -101,7 +101,7 @@ def train(
         Console(stderr=True).print(f"{stop}. Go on with: {again}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
     if result.finished and result.last is not None:
-        typer.echo(f"{folder}: test error {result.last.error:.2f} % after the last epoch")
+        typer.echo(f"{folder}: test {result.last} after the last epoch")
     else:
         typer.echo(f"{folder}: stopped after step {result.step} as asked. Go on with: {again}")
 
@@ -120,6 +120,7 @@ def evaluate(
     from .evaluate import TOLERANCE
     from .evaluate import evaluate as measure
     from .models._pretrained import list_weights
+    from .outcomes import OutcomeScore
 
     if bool(model) == every:
         raise ValueError("give the models to evaluate, or --all (one of the two)")
@@ -128,13 +129,27 @@ def evaluate(
         raise ValueError("no weights are bundled: nothing to evaluate")
     results = [measure(name, data_dir=data_dir, device=device) for name in names]
     table = Table(
-        "model", "dataset", "images", "reported", "measured", "", title="Test error, %", box=SIMPLE, pad_edge=False
+        "model",
+        "dataset",
+        "images",
+        "reported",
+        "measured",
+        "",
+        title="Test error, % (or deviance)",
+        box=SIMPLE,
+        pad_edge=False,
     )
     for r in results:
         verdict = "[green]agrees[/]" if r.agrees else "[red]differs[/]"
         errors = (f"{r.reported.error:.2f}", f"{r.measured.error:.2f}")
         table.add_row(r.name, r.dataset, f"{r.measured.total:,}", *errors, verdict)
     Console().print(table)
+    for r in (r for r in results if isinstance(r.measured, OutcomeScore)):
+        typer.echo(f"{r.name}: {r.measured}. Predictive intervals, held-out outcomes inside:")
+        for row in r.coverage:
+            typer.echo(
+                f"  {100 * row.level:.0f} %: {100 * row.plain:.1f} %, calibrated {100 * (row.calibrated or 0):.1f} %"
+            )
     if check and not all(r.agrees for r in results):
         Console(stderr=True).print(
             f"[red]error:[/] a measured error is more than {TOLERANCE} points from the reported one"

@@ -17,8 +17,11 @@ from timm.data.model_config import resolve_input_data_config
 from torch import nn
 
 from . import data as zoo_data
+from .calibration import LEVELS, Coverage, measure
 from .download import download
+from .families import Categorical, get_family
 from .models._pretrained import WeightsError, find_weights, verify_weights
+from .outcomes import OutcomeScore, predictors, score_outcomes, with_outcomes
 
 __all__ = ["TOLERANCE", "Evaluation", "Score", "count_correct", "evaluate", "load_published"]
 
@@ -36,6 +39,22 @@ class Score:
     def error(self) -> float:
         """Error in %, rounded to 4 decimals."""
         return round(100.0 * (self.total - self.correct) / self.total, 4)
+
+    def row(self, prefix: str) -> dict[str, Any]:
+        """Plain values for a run's log, from which `from_row` makes the score again."""
+        return {f"{prefix}_{key}": value for key, value in self.to_dict().items()}
+
+    @staticmethod
+    def from_row(row: dict[str, Any], prefix: str) -> Score:
+        """The score of a `row`."""
+        return Score(row[f"{prefix}_correct"], row[f"{prefix}_total"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """What metrics.json says of it."""
+        return {"error": self.error, "correct": self.correct, "total": self.total}
+
+    def __str__(self) -> str:
+        return f"error {self.error:.2f} %"
 
 
 def count_correct(
@@ -63,18 +82,24 @@ def count_correct(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured beside what was reported, on the test set of `dataset`."""
+    """What was measured beside what was reported, on the test set of `dataset`.
+
+    Where outcomes are no classes the errors are mean deviances, and `coverage` says how often predictive intervals hold
+    an outcome, measured on one half of the test set after calibration on the other.
+    """
 
     name: str
     dataset: str
-    reported: Score
-    measured: Score
+    reported: Score | OutcomeScore
+    measured: Score | OutcomeScore
+    coverage: tuple[Coverage, ...] = ()
 
     @property
     def agrees(self) -> bool:
-        """Whether the errors differ by at most `TOLERANCE` points, and both are of as many images."""
+        """Whether the errors differ by at most `TOLERANCE` points (deviances: that many per cent), of as many images."""
         same_size = self.measured.total == self.reported.total
-        return same_size and abs(self.measured.error - self.reported.error) <= TOLERANCE + 1e-9
+        allowed = TOLERANCE if isinstance(self.reported, Score) else TOLERANCE / 100 * self.reported.error
+        return same_size and abs(self.measured.error - self.reported.error) <= allowed + 1e-9
 
 
 def load_published(name: str) -> tuple[nn.Module, Path]:
@@ -130,15 +155,37 @@ def evaluate(
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     inputs = resolve_input_data_config(model=model)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    family = get_family(metrics.get("family", "categorical"))
     data = zoo_data.load_dataset(
         metrics["dataset"],
         "test",
         data_dir=data_dir,
         input_size=tuple(inputs["input_size"]),
-        num_classes=model.num_classes,  # type: ignore[arg-type]
+        num_classes=model.num_classes if isinstance(family, Categorical) else None,  # type: ignore[arg-type]
     )
+    if not isinstance(family, Categorical):
+        return _evaluate_outcomes(model.to(device), with_outcomes(data, family).to(device), inputs, metrics, batch_size)
     measured = count_correct(model.to(device), data.to(device), inputs["mean"], inputs["std"], batch_size=batch_size)
     last = metrics["last"]
     return Evaluation(
         f"{metrics['model']}.{metrics['tag']}", metrics["dataset"], Score(last["correct"], last["total"]), measured
+    )
+
+
+def _evaluate_outcomes(
+    model: nn.Module, data: zoo_data.ImageData, inputs: dict[str, Any], metrics: dict[str, Any], batch_size: int
+) -> Evaluation:
+    """Deviance and metric on all of the data; coverage on one half, whose intervals the other half calibrates."""
+    family, last = get_family(metrics["family"]), metrics["last"]
+    y, eta = predictors(model, data, inputs["mean"], inputs["std"], batch_size)
+    halves = torch.randperm(len(y), generator=torch.Generator().manual_seed(0)).chunk(2)
+    # A level that so few outcomes cannot calibrate is left out.
+    levels = [level for level in LEVELS if len(halves[-1]) >= level / (1 - level)] if len(halves) == 2 else []
+    (a, b) = halves if levels else (halves[0], halves[0])
+    return Evaluation(
+        f"{metrics['model']}.{metrics['tag']}",
+        metrics["dataset"],
+        OutcomeScore.from_row({f"_{key}": value for key, value in last.items()}, ""),
+        score_outcomes(family, y, eta),
+        tuple(measure(family, y[a], eta[a], y[b], eta[b], levels)),
     )

@@ -17,6 +17,7 @@ from timm.data.model_config import resolve_input_data_config
 
 from .data import image_to_tensor, normalize
 from .evaluate import load_published
+from .families import Categorical
 
 __all__ = ["predict"]
 
@@ -39,6 +40,9 @@ def predict(name: str, images: Sequence[str | Path], topk: int = 5) -> list[list
     if topk < 1:
         raise ValueError(f"topk = {topk} must be 1 or more")
     model, folder = load_published(name)
+    family = getattr(model, "family", None)
+    if family is not None and not isinstance(family, Categorical):
+        raise ValueError(f"{name}: predicts {family.name} outcomes, not classes: call model.family.mean(model(images))")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     inputs = resolve_input_data_config(model=model)
     pixels = torch.stack([image_to_tensor(path, inputs["input_size"]) for path in images])

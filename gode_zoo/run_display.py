@@ -84,7 +84,9 @@ def _progress_bar(
             speed = (run.step - at) * recipe.batch_size / max(now - then, 1e-9)
             then, at = now, run.step
             loss, accuracy = (run.loss_sum / run.seen).item(), 100.0 * (run.correct / run.seen).item()
-            figures = f"epoch {run.epoch + 1}/{recipe.epochs}  {speed:,.0f} images/s  loss {loss:.4f}  accuracy {accuracy:.2f} %"
+            figures = f"epoch {run.epoch + 1}/{recipe.epochs}  {speed:,.0f} images/s  loss {loss:.4f}"
+            if recipe.family == "categorical":
+                figures += f"  accuracy {accuracy:.2f} %"
             bar.update(task, completed=run.step, figures=figures)
 
         yield show

@@ -30,7 +30,9 @@ from timm.models import save_for_hf
 from torch import nn
 
 from .evaluate import Score
+from .families import Categorical
 from .ode_block import ODEBlock
+from .outcomes import OutcomeScore
 from .recipes import Recipe
 
 __all__ = [
@@ -171,7 +173,7 @@ def write_log(path: Path, history: list[dict[str, Any]]) -> None:
     atomic_write(path, lambda file: file.write(text.getvalue().encode()))
 
 
-def best_epoch(history: list[dict[str, Any]], total: int) -> tuple[dict[str, Any] | None, str | None]:
+def best_epoch(history: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, str | None]:
     """The best epoch and on what grounds, or None and why there is none. Of equals the earliest."""
     if "val_error" in history[-1]:
         row = min(history, key=lambda row: row["val_error"])
@@ -181,27 +183,36 @@ def best_epoch(history: list[dict[str, Any]], total: int) -> tuple[dict[str, Any
             "selected_by": "held-out split of the training set",
         }
         if "test_error" in row:
-            best |= {"error": row["test_error"], "correct": row["test_correct"], "total": row["test_total"]}
+            best |= _test_part(row)
         return best, None
     if all("test_error" in row for row in history):
         row = min(history, key=lambda row: row["test_error"])
         return {
             "epoch": row["epoch"],
-            "error": row["test_error"],
-            "correct": row["test_correct"],
-            "total": total,
+            **_test_part(row),
             "selected_by": "test set: information only, these weights are not the published ones",
         }, None
     return None, "neither a held-out split nor the per-epoch test error was asked for by the recipe"
+
+
+def _test_part(row: dict[str, Any]) -> dict[str, Any]:
+    """The test set's figures of a row, as metrics.json names them."""
+    return {key.removeprefix("test_"): value for key, value in row.items() if key.startswith("test_")}
 
 
 def save_weights(out: Path, model: nn.Module, recipe: Recipe, classes: tuple[str, ...]) -> None:
     """Write model.safetensors and config.json in timm's Hub format; `classes` are the labels' names, in their order.
 
     The file of weights says in its metadata that they are PyTorch's, which readers other than timm ask for.
+    A model's family that is not categorical goes with them, its dispersion too, so that the loaded model has it.
     """
     with tempfile.TemporaryDirectory(dir=out, prefix=".publish-") as folder:
-        overlay = {"label_names": list(classes), "pretrained_cfg": {"tag": recipe.tag}}
+        overlay: dict[str, Any] = {"pretrained_cfg": {"tag": recipe.tag}}
+        family = getattr(model, "family", None)
+        if family is None or isinstance(family, Categorical):
+            overlay["label_names"] = list(classes)
+        else:
+            overlay["model_args"] = {"family": family.to_dict()}
         save_for_hf(model, folder, model_config=overlay, safe_serialization=True)
         save_file(model.state_dict(), Path(folder, "model.safetensors"), metadata={"format": "pt"})
         for name in ("model.safetensors", "config.json"):
@@ -213,7 +224,7 @@ def write_metrics(
     out: Path,
     model: nn.Module,
     recipe: Recipe,
-    last: Score,
+    last: Score | OutcomeScore,
     best: dict[str, Any] | None,
     why_no_best: str | None,
     seconds: float,
@@ -234,7 +245,7 @@ def write_metrics(
         "parameters": sum(p.numel() for p in model.parameters()),
         "dataset": recipe.dataset,
         "split": "test",
-        "last": {"epoch": recipe.epochs, "error": last.error, "correct": last.correct, "total": last.total},
+        "last": {"epoch": recipe.epochs, **last.to_dict()},
         "best": best,
         "best_reason": why_no_best,
         "seeds": [recipe.seed],
@@ -256,6 +267,9 @@ def write_metrics(
             "gode_zoo": _version(),
         },
     }
+    family = getattr(model, "family", None)
+    if family is not None and not isinstance(family, Categorical):
+        metrics["family"] = family.to_dict()
     atomic_write(out / "metrics.json", lambda file: file.write((json.dumps(metrics, indent=2) + "\n").encode()))
 
 

@@ -37,6 +37,8 @@ from torch.nn.parallel import DistributedDataParallel
 from . import data as zoo_data
 from .distributed import World, world
 from .evaluate import Score, count_correct
+from .families import Categorical, get_family
+from .outcomes import OutcomeScore, predictors, score_outcomes, with_outcomes
 from .penalties import SplinePenalty
 from .recipes import Recipe, learning_rate
 from .run_display import display, stop_signals
@@ -80,7 +82,7 @@ class TrainResult:
     finished: bool
     step: int
     seconds: float
-    last: Score | None
+    last: Score | OutcomeScore | None
     best: dict[str, Any] | None
     history: list[dict[str, Any]]
 
@@ -144,19 +146,23 @@ def _train(
 
     # Model. Seeded first, so that the same recipe gives the same initial weights.
     torch.manual_seed(recipe.seed)
-    model = timm.create_model(recipe.model, pretrained=False, **recipe.model_args).to(device)
+    family = get_family(recipe.family)
+    classes = isinstance(family, Categorical)
+    family_args = {} if classes else {"family": recipe.family}
+    model = timm.create_model(recipe.model, pretrained=False, **recipe.model_args, **family_args).to(device)
     inputs = resolve_input_data_config(model)  # of its pretrained_cfg, for the channels that it has
     mean, std = inputs["mean"], inputs["std"]
 
     # Data, as uint8 on the device.
     def load(split: str) -> Any:
-        return zoo_data.load_dataset(
+        data = zoo_data.load_dataset(
             recipe.dataset,
             split=split,
             data_dir=data_dir,
             input_size=tuple(inputs["input_size"]),
-            num_classes=model.num_classes,  # type: ignore[arg-type]
+            num_classes=model.num_classes if classes else None,  # type: ignore[arg-type]
         )
+        return with_outcomes(data, family)
 
     train_data, test_data, val_data = load("train"), load("test"), None
     if recipe.holdout:
@@ -176,8 +182,10 @@ def _train(
             f"and drop_last leaves no batch: make batch_size smaller or drop_last false"
         )
 
-    def measure(data: Any) -> Score:
-        """The published weights' score; each process classifies its share of the images."""
+    def measure(data: Any) -> Score | OutcomeScore:
+        """The published weights' score; each process classifies its share of the images (or scores all outcomes)."""
+        if not classes:
+            return score_outcomes(family, *predictors(published, data.to(device), mean, std))
         share = data.subset(torch.arange(processes.rank, len(data), processes.size)).to(device)
         own = torch.tensor(count_correct(published, share, mean, std).correct, device=device)
         return Score(int(processes.total(own)[0]), len(data))
@@ -261,7 +269,10 @@ def _train(
                 x = zoo_data.normalize(images, mean, std)
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     logits = forward(x)
-                loss = F.cross_entropy(logits.float(), own_labels, label_smoothing=recipe.label_smoothing)
+                if classes:
+                    loss = F.cross_entropy(logits.float(), own_labels, label_smoothing=recipe.label_smoothing)
+                else:
+                    loss = family.nll(own_labels, logits)
                 loss = loss if penalty is None else loss + penalty()
 
                 optimizer.zero_grad(set_to_none=True)
@@ -306,14 +317,13 @@ def _train(
                 "step": run.step,
                 "lr": lr if run.step > first_step else learning_rate(recipe, run.step - 1, steps_per_epoch),
                 "train_loss": (run.loss_sum / run.seen).item(),
-                "train_acc": 100.0 * (run.correct / run.seen).item(),
+                **({"train_acc": 100.0 * (run.correct / run.seen).item()} if classes else {}),
                 "step_seconds": (time.monotonic() - epoch_started) / steps_made,
             }
             if val_data is not None:
                 row["val_error"] = measure(val_data).error
             if recipe.log_test or epoch + 1 == recipe.epochs:
-                test = measure(test_data)
-                row |= {"test_error": test.error, "test_correct": test.correct, "test_total": test.total}
+                row |= measure(test_data).row("test")
             row["seconds"] = round(seconds_before + time.monotonic() - started, 1)
             run.history.append(row)
             run.epoch, run.batch = epoch + 1, 0
@@ -328,8 +338,12 @@ def _train(
                 raise TrainingInterrupted(f"stopped by {_by(stop)} after epoch {epoch + 1}; saved {checkpoint_path}")
 
     final = run.history[-1]
-    last = Score(final["test_correct"], final["test_total"])
-    best, why = best_epoch(run.history, last.total)
+    last = (Score if classes else OutcomeScore).from_row(final, "test")
+    best, why = best_epoch(run.history)
+    if not family.discrete:  # of counts the dispersion shapes the likelihood, and stays as the recipe gives it
+        unseen = val_data if val_data is not None else train_data
+        y, eta = predictors(published, unseen.to(device), mean, std)
+        published.family = family.with_dispersion(family.estimate_dispersion(y, eta))  # type: ignore[assignment]
     if processes.first:
         save_weights(out, published, recipe, train_data.classes)
         write_metrics(out, published, recipe, last, best, why, run.seconds, run.sources, device)

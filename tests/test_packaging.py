@@ -64,7 +64,18 @@ def test_one_version():
 def test_metadata(core):
     assert core.requires_python == ">=3.10" and core.license_expression == "Apache-2.0"
     names = {re.match(r"[a-z-]+", requirement)[0] for requirement in core.dependencies}
-    wanted = {"torch", "torchvision", "timm", "torchdyn", "huggingface-hub", "safetensors", "pyyaml", "typer", "rich"}
+    wanted = {
+        "torch",
+        "torchvision",
+        "timm",
+        "torchdyn",
+        "huggingface-hub",
+        "safetensors",
+        "pyyaml",
+        "typer",
+        "rich",
+        "scipy",
+    }
     assert names == wanted
     assert core.scripts == {"gode-zoo": "gode_zoo.cli:main"}
     assert {"test", "dev", "demo", "plots"} <= core.optional_dependencies.keys()

@@ -7,7 +7,7 @@ has no padding: 28×28 pixels become a state of 6×6, 32×32 become 7×7.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from ..families import Family, get_family
 from ._pretrained import WeightsError, hub_id, known_sha256, list_weights, verify_weights
 
 __all__ = ["CHANNELS", "CIFAR10_CFG", "MNIST_CFG", "StemBlockHead", "cfg", "create"]
@@ -39,6 +40,8 @@ class StemBlockHead(nn.Module):
         levels: channels and reduction of the three levels. The last one's channels go into the head.
         norm: the norm before the head, in place of the paper's GroupNorm.
         act: the activation after it, in place of ReLU.
+        family: of the outcomes whose η the model gives, kept as the attribute ``family``: a name, or a mapping as
+            `get_family` takes it. A family other than categorical has one output for each outcome.
     """
 
     grad_checkpointing: Final[bool]
@@ -52,6 +55,7 @@ class StemBlockHead(nn.Module):
         drop_rate: float = 0.0,
         device: Any = None,
         dtype: Any = None,
+        family: str | Mapping[str, Any] | Family = "categorical",
         *,
         stem: nn.Sequential | None = None,
         level_ends: tuple[int, int] = (3, 6),
@@ -60,6 +64,7 @@ class StemBlockHead(nn.Module):
         act: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.family = get_family(family)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.num_classes = num_classes
         self.in_chans = in_chans

@@ -7,12 +7,13 @@ Source: Yu, Miao and Wu, "Neural Generalized Ordinary Differential Equations wit
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from ..families import Family
 from ..fields import SplineConvField
 from ..ode_block import ODEBlock
 from ..solvers import get_solver
@@ -74,6 +75,7 @@ class GODE(StemBlockHead):
         drop_rate: float = 0.0,
         device: Any = None,
         dtype: Any = None,
+        family: str | Mapping[str, Any] | Family = "categorical",
     ) -> None:
         basis = BSplineBasis(num_basis, degree, t_span, knots)
         block = ODEBlock(
@@ -86,7 +88,7 @@ class GODE(StemBlockHead):
             atol,
             sensitivity,
         )
-        super().__init__(block, num_classes, in_chans, global_pool, drop_rate, device, dtype)
+        super().__init__(block, num_classes, in_chans, global_pool, drop_rate, device, dtype, family)
 
 
 # The authors' checkpoints are plain sequences of layers: stem 0-6, field 7, head norm 8, linear 12.

@@ -3,12 +3,13 @@
 Source: Chen et al., "Neural Ordinary Differential Equations" (2018), as Yu, Miao and Wu set it up for their Table 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
+from ..families import Family
 from ..fields import ConcatConvField
 from ..ode_block import ODEBlock
 from ._classifier import CHANNELS, CIFAR10_CFG, MNIST_CFG, StemBlockHead, cfg, create
@@ -44,11 +45,12 @@ class ODENet(StemBlockHead):
         drop_rate: float = 0.0,
         device: Any = None,
         dtype: Any = None,
+        family: str | Mapping[str, Any] | Family = "categorical",
     ) -> None:
         field = ConcatConvField(CHANNELS, device, dtype)
         step = paper_step_size(solver, step_size, num_steps)
         block = ODEBlock(field, t_span, solver, step, num_steps, rtol, atol, sensitivity)
-        super().__init__(block, num_classes, in_chans, global_pool, drop_rate, device, dtype)
+        super().__init__(block, num_classes, in_chans, global_pool, drop_rate, device, dtype, family)
 
 
 default_cfgs = generate_default_cfgs({"odenet_mnist": cfg(MNIST_CFG), "odenet_cifar10": cfg(CIFAR10_CFG)})

@@ -5,12 +5,14 @@ The controls ask what the ODE block adds: ``resnet1_*`` has one residual block, 
 Source: He et al., "Identity Mappings in Deep Residual Networks" (2016), as Yu, Miao and Wu set it up for their Table 1.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
 from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from ..families import Family
 from ._classifier import CHANNELS, CIFAR10_CFG, MNIST_CFG, StemBlockHead, cfg, create
 
 __all__ = ["ResNet"]
@@ -73,11 +75,12 @@ class ResNet(StemBlockHead):
         drop_rate: float = 0.0,
         device: Any = None,
         dtype: Any = None,
+        family: str | Mapping[str, Any] | Family = "categorical",
     ) -> None:
         if isinstance(num_blocks, bool) or not isinstance(num_blocks, int) or num_blocks < 0:
             raise ValueError(f"num_blocks={num_blocks!r}: must be an integer of at least 0")
         block = ResidualStack(num_blocks, CHANNELS, device, dtype)
-        super().__init__(block, num_classes, in_chans, global_pool, drop_rate, device, dtype)
+        super().__init__(block, num_classes, in_chans, global_pool, drop_rate, device, dtype, family)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

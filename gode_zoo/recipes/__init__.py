@@ -28,6 +28,8 @@ from typing import Any
 
 import yaml
 
+from ..outcomes import image_family
+
 __all__ = [
     "Augment",
     "Optimizer",
@@ -117,6 +119,7 @@ class Recipe:
     augment: Augment = Augment()
     penalty: Penalty = Penalty()
     refine: tuple[Refinement, ...] = ()
+    family: Any = "categorical"  # of the outcomes: a name, or a mapping, as `families.get_family` takes it
     label_smoothing: float = 0.0
     ema_decay: float | None = None
     drop_last: bool = True
@@ -135,6 +138,8 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain dicts, lists and scalars: `recipe_from_dict` of it is the same recipe."""
         plain = dataclasses.asdict(self)
+        if self.family == "categorical":
+            del plain["family"]
         plain["schedule"]["milestones"] = list(self.schedule.milestones)
         if self.schedule.name not in ("onecycle", "cosine"):
             del plain["schedule"]["final_lr"]
@@ -252,6 +257,8 @@ def _convert(hint: Any, value: Any, source: str, key: str) -> Any:
     """`value` as the type `hint`; an integer is a number, but true and false are neither."""
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, source, f"{key}.")
+    if hint is Any:  # looked at by `_check`
+        return value
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):  # `float | None`
         return None if value is None else _convert(args[0], value, source, key)
@@ -301,6 +308,7 @@ def _check(recipe: Recipe, content: dict[str, Any], source: str) -> None:
     need(recipe.batch_size >= 1, "batch_size", "1 or more")
     need(0 <= recipe.seed < 2**32, "seed", "0 to 2**32 - 1")
     need(0.0 <= recipe.label_smoothing < 1.0, "label_smoothing", "0 up to, not including, 1")
+    _check_family(recipe, source)
     need(recipe.ema_decay is None or 0.0 < recipe.ema_decay < 1.0, "ema_decay", "null, or between 0 and 1")
     need(recipe.amp in ("none", "bf16"), "amp", "none, bf16")
     need(0.0 <= recipe.holdout < 1.0, "holdout", "0 up to, not including, 1")
@@ -346,6 +354,21 @@ def _check(recipe: Recipe, content: dict[str, Any], source: str) -> None:
                 f"{source}: schedule.{key} = {content['schedule'][key]!r} has no effect with schedule.name = "
                 f"{schedule.name!r} (that reads: {', '.join(('warmup', *_SCHEDULE_KEYS[schedule.name]))}): take it out"
             )
+
+
+def _check_family(recipe: Recipe, source: str) -> None:
+    if "family" in recipe.model_args:
+        raise RecipeError(f"{source}: model_args.family = {recipe.model_args['family']!r}: write it as the key family")
+    if recipe.family == "categorical":
+        return
+    try:
+        image_family(recipe.family, recipe.model_args.get("num_classes", 0))
+    except ValueError as error:
+        raise RecipeError(f"{source}: {error} (num_classes is a key of model_args)") from error
+    if recipe.label_smoothing:
+        raise RecipeError(
+            f"{source}: label_smoothing = {recipe.label_smoothing!r} has no effect with family = {recipe.family!r}: take it out"
+        )
 
 
 _SCHEDULE_KEYS = {
