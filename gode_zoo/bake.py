@@ -107,7 +107,8 @@ def bake(model: nn.Module) -> nn.Module:
         model: a model with at least one ``ODEBlock`` of a ``SplineConvField``, itself included. It is left as it is.
 
     Raises:
-        ValueError: if there is no such block, or one has an adaptive solver, whose stage times are not known beforehand.
+        ValueError: if there is no such block, or one has an adaptive solver, whose stage times are not known beforehand, or
+            norms that vary with time.
     """
     blocks = {name: m for name, m in model.named_modules() if isinstance(m, ODEBlock)}
     spline = {name: block for name, block in blocks.items() if isinstance(block.field, SplineConvField)}
@@ -117,6 +118,11 @@ def bake(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} has no block of a SplineConvField to bake (it has {fields}): give a gode_* model"
         )
     for name, block in spline.items():
+        if block.field.spline_norms:
+            raise ValueError(
+                f"{name or type(block).__name__} has norms that vary with time (norm='spline_group' or 'spline_batch'): only a "
+                "block with norm='group' is baked; use or export the model as it is"
+            )
         if not block.fixed:
             raise ValueError(
                 f"{name or type(block).__name__} has solver={block.solver!r}, which chooses its steps anew for every "

@@ -54,6 +54,7 @@ def test_baked_network_can_be_trained():
     [
         ("resnet6_mnist", {}, "ResNet has no block of a SplineConvField.*no ODE block"),
         ("odenet_mnist", {}, "ConcatConvField.*give a gode"),
+        ("statefulnet_mnist", {}, "norms that vary with time"),
         ("gode_mnist_m4", {"solver": "dopri5"}, 'block has solver=.dopri5.*solver="rk4"'),
     ],
 )
