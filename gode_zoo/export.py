@@ -88,7 +88,7 @@ def export(
         format: onnx, torchexport or torchscript.
         out: the file; default `<arch>.<tag>` with the format's ending in the working directory.
         bake: fix the weights for the model's grid. A model that `bake` does not take for want of splines of
-                time, or for norms that vary with time, is exported as it is.
+            time, or for norms that vary with time, is exported as it is.
         dynamic_batch: let the file take any number of images at once. TorchScript always does.
         batch_size: the number it takes otherwise; default 1.
         int8: quantise (ONNX): its accuracy is reported, and may differ.
