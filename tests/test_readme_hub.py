@@ -8,9 +8,17 @@ from hub_client import ROOT
 from hub_server import TOKEN
 
 import gode_zoo
+from gode_zoo.data import DataError, load_dataset
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MARK = "<!-- run by tests/test_readme_hub.py -->\n```sh\n"
+
+
+def has_mnist():
+    try:
+        return len(load_dataset("torch/mnist", "test", download=False)) == 10_000
+    except DataError:
+        return False
 
 
 @pytest.mark.slow
@@ -21,6 +29,9 @@ def test_the_story_of_the_readme(hub, client, tmp_path, request):
     request.addfinalizer(lambda: client.run(f"os.chdir({str(ROOT)!r})"))
     outputs = []
     for line in lines:
+        if line.startswith("gode-zoo evaluate") and not has_mnist():
+            outputs.append("agrees")  # said as skipped below
+            continue
         program, *arguments = shlex.split(line.replace("ORG/NAME", "story/model"), comments=True)
         if program == "gode-zoo":
             reply = client.cli(*arguments)
@@ -37,6 +48,8 @@ def test_the_story_of_the_readme(hub, client, tmp_path, request):
     )
     assert "agrees" in evaluate and (from_hub, from_folder, again) == ("10\n", "10\n", "False\n")
     assert hub.repos["story/model"].private and {r.token for r in hub.log if r.route == "commit"} == {TOKEN}
+    if not has_mnist():
+        pytest.skip("all lines ran but `gode-zoo evaluate`, which needs MNIST (GODE_ZOO_DATA)")
 
 
 def test_troubleshooting_quotes_what_timm_says():
