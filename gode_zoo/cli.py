@@ -1,7 +1,19 @@
-"""The command line: one thin command a verb. What a command does lies in the module of its name (`list`: listing.py)."""
+"""The command line: one thin command a verb. What a command does lies in the module of its name (`list`: listing.py).
+
+Exit codes, the same for every verb:
+    0    done
+    1    done, but a check failed or some of the files could not be used
+    2    nothing done: wrong input, or an error that stopped it; one line on stderr says what, and the mend
+    130  stopped by Ctrl-C
+
+Results go to stdout, as a table or with `--json` as one JSON value; progress, log and errors go to stderr. A progress bar
+is shown on a terminal alone, and colours as well (`NO_COLOR` turns them off).
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 import sys
 from pathlib import Path
@@ -16,10 +28,11 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="gode-zoo",
-    help="Neural ODEs whose weights are B-splines of time.",
-    no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 a check failed or some files could not be used, 2 wrong input or an error, "
+    "130 stopped by Ctrl-C.\n\nShell completion: gode-zoo --install-completion",
 )
 
 hub_app = typer.Typer(help="The folders that are published.", no_args_is_help=True)
@@ -28,21 +41,50 @@ app.add_typer(hub_app, name="hub")
 Timeout = Annotated[float, typer.Option(help="Seconds for which the Hub may keep silent.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder of datasets; default GODE_ZOO_DATA and the cache.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …; default CUDA where there is one.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+
+# ClickException, of the click that typer has: some versions carry their own.
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 
 
 def main() -> None:
     """Run the command line; every error that a user can cause is one line on stderr and status 2."""
+    try:
+        code = app(prog_name="gode-zoo", standalone_mode=False)
+    except Exception as error:
+        if isinstance(error, _USAGE_ERROR):
+            context: Any = getattr(error, "ctx", None)
+            command = context.command_path if context else "gode-zoo"
+            _error(f"{error.format_message().rstrip('.')} (see {command} --help)")
+        elif isinstance(error, (ValueError, RuntimeError, OSError, ImportError, MemoryError)):
+            _error(str(error) or type(error).__name__)
+        else:
+            raise
+        code = 2
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _error(message: str) -> None:
+    """One line on stderr, red where that is a terminal."""
     from rich.markup import escape
 
-    try:
-        app()
-    except (ValueError, RuntimeError, OSError, ImportError) as error:
-        Console(stderr=True).print(f"[red]error:[/] {escape(_one_line(error))}", soft_wrap=True, highlight=False)
-        sys.exit(2)
+    one_line = " ".join(message.split())
+    Console(stderr=True).print(f"[red]error:[/] {escape(one_line)}", soft_wrap=True, highlight=False)
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _print_json(value: Any) -> None:
+    """One JSON value on stdout; dataclasses are objects and paths are text."""
+
+    def plain(other: Any) -> Any:
+        is_object = dataclasses.is_dataclass(other) and not isinstance(other, type)
+        return dataclasses.asdict(other) if is_object else str(other)
+
+    typer.echo(json.dumps(value, default=plain, indent=2, ensure_ascii=False))
+
+
+def _examples(*lines: str) -> str:
+    """The foot of a verb's help: its examples, each on a line of its own."""
+    return "\n\n".join(("[bold]Examples[/]", *(line.replace("[", "\\[") for line in lines)))
 
 
 def _version(show: bool) -> None:
@@ -53,22 +95,29 @@ def _version(show: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and stop.")
     ] = False,
 ) -> None:
+    """Neural ODEs whose weights are B-splines of time: a zoo of image classifiers to use, fine-tune and train."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for name in ("httpx", "httpx2", "timm"):  # a line for each request and each file
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-@app.command("list")
-def list_models() -> None:
+@app.command("list", epilog=_examples("gode-zoo list", "gode-zoo list --json"))
+def list_models(as_json: Json = False) -> None:
     """List the models, and the error of those that have weights."""
     from .listing import list_zoo
 
+    if as_json:
+        return _print_json([m._asdict() for m in list_zoo()])
     table = Table("model", "weights", "parameters", "dataset", "test error %")
     for m in list_zoo():
         error = "-" if m.error is None else f"{m.error:.2f}"
@@ -76,7 +125,13 @@ def list_models() -> None:
     Console().print(table)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "gode-zoo train gode_mnist_m4.modern --out runs/mine",
+        "gode-zoo train mine.yaml --device cuda",
+        "gode-zoo train gode_mnist_m4.modern --out runs/mine --resume",
+    )
+)
 def train(
     recipe: Annotated[
         str, typer.Argument(help="A bundled recipe's name, such as gode_mnist_m4.modern, or a YAML file.")
@@ -86,6 +141,7 @@ def train(
     device: Device = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the folder.")] = False,
     max_steps: Annotated[int | None, typer.Option(help="Stop after so many updates, with a checkpoint.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Train a model as a recipe says. Ctrl-C saves; --resume goes on."""
     from .recipes import load_recipe
@@ -100,13 +156,17 @@ def train(
     except TrainingInterrupted as stop:
         Console(stderr=True).print(f"{stop}. Go on with: {again}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
-    if result.finished and result.last is not None:
+    if as_json:
+        _print_json(result)
+    elif result.finished and result.last is not None:
         typer.echo(f"{folder}: test {result.last} after the last epoch")
     else:
         typer.echo(f"{folder}: stopped after step {result.step} as asked. Go on with: {again}")
 
 
-@app.command()
+@app.command(
+    epilog=_examples("gode-zoo evaluate gode_mnist_m4 --check", "gode-zoo evaluate --all --data-dir ~/data --json")
+)
 def evaluate(
     model: Annotated[
         list[str] | None, typer.Argument(help="arch, arch.tag, hf-hub:ORG/NAME, or a run's folder.")
@@ -115,12 +175,12 @@ def evaluate(
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 where an error is not the one reported.")] = False,
     data_dir: DataDir = None,
     device: Device = None,
+    as_json: Json = False,
 ) -> None:
     """Measure the test error anew and print it beside the one reported."""
     from .evaluate import TOLERANCE
     from .evaluate import evaluate as measure
     from .models._pretrained import list_weights
-    from .outcomes import OutcomeScore
 
     if bool(model) == every:
         raise ValueError("give the models to evaluate, or --all (one of the two)")
@@ -128,6 +188,18 @@ def evaluate(
     if not names:
         raise ValueError("no weights are bundled: nothing to evaluate")
     results = [measure(name, data_dir=data_dir, device=device) for name in names]
+    if as_json:
+        _print_json([dataclasses.asdict(r) | {"agrees": r.agrees} for r in results])
+    else:
+        _print_evaluations(results)
+    if check and not all(r.agrees for r in results):
+        _error(f"a measured error is more than {TOLERANCE} points from the reported one")
+        raise typer.Exit(1)
+
+
+def _print_evaluations(results: list[Any]) -> None:
+    from .outcomes import OutcomeScore
+
     table = Table(
         "model",
         "dataset",
@@ -150,14 +222,9 @@ def evaluate(
             typer.echo(
                 f"  {100 * row.level:.0f} %: {100 * row.plain:.1f} %, calibrated {100 * (row.calibrated or 0):.1f} %"
             )
-    if check and not all(r.agrees for r in results):
-        Console(stderr=True).print(
-            f"[red]error:[/] a measured error is more than {TOLERANCE} points from the reported one"
-        )
-        raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog=_examples("gode-zoo predict gode_mnist_m4 digit.png"))
 def predict(
     model: Annotated[str, typer.Argument(help="arch, arch.tag, hf-hub:ORG/NAME, or a run's folder.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
@@ -173,7 +240,13 @@ def predict(
     Console().print(table)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "gode-zoo reproduce table1 --epochs 10",
+        "gode-zoo reproduce table1 --epochs 10 --resume",
+        "gode-zoo reproduce figure2 --no-run",
+    )
+)
 def reproduce(
     what: Annotated[str, typer.Argument(help="table1, table2, table3, table4 or figure2.")],
     seeds: Annotated[int, typer.Option(help="Runs of each row of a table.")] = 1,
@@ -220,7 +293,12 @@ def reproduce(
         typer.echo(f"wrote {out / what}.csv and .md")
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "gode-zoo publish runs/mine --repo-id ORG/NAME --dry-run",
+        "gode-zoo publish runs/mine --repo-id ORG/NAME --private",
+    )
+)
 def publish(
     folder: Annotated[Path, typer.Argument(help="hub/<arch>.<tag>, or the folder of a finished run.")],
     repo_id: Annotated[str, typer.Option("--repo-id", help="ORG/NAME on the Hub; it is made where there is none.")],
@@ -229,6 +307,7 @@ def publish(
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List files, sizes and hashes; send nothing.")] = False,
     timeout: Timeout = 20.0,
+    as_json: Json = False,
 ) -> None:
     """Publish a finished run to the Hugging Face Hub: weights, card, recipe, metrics and log, in one commit."""
     from .publish import publish as push
@@ -236,6 +315,8 @@ def publish(
     done = push(
         folder, repo_id, private=private, revision=revision, create_pr=create_pr, dry_run=dry_run, timeout=timeout
     )
+    if as_json:
+        return _print_json(done)
     if dry_run:
         for file in done.files:
             typer.echo(f"{file.sha256}  {file.size:>13,}  {file.name}")
@@ -248,7 +329,11 @@ def publish(
     typer.echo(f"{done.repo_id}: {what} commit {done.commit}{names}; {len(done.files)} files verified by sha256")
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "gode-zoo download gode_mnist_m4.modern --to runs/mnist", "gode-zoo download ORG/NAME@v1 --timeout 60"
+    )
+)
 def download(
     name: Annotated[str, typer.Argument(help="arch, arch.tag, or ORG/NAME[@REVISION] on the Hub.")],
     to: Annotated[Path | None, typer.Option(help="Folder to copy it to; default the cache.")] = None,
@@ -260,7 +345,7 @@ def download(
     typer.echo(str(fetch(name, to, timeout=timeout)))
 
 
-@hub_app.command("check")
+@hub_app.command("check", epilog=_examples("gode-zoo hub check", "gode-zoo hub check runs/mine"))
 def hub_check(
     hub: Annotated[
         Path | None, typer.Argument(help="Folder of <arch>.<tag>/, or one of these; default hub/ of the checkout.")
@@ -280,7 +365,11 @@ def hub_check(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "gode-zoo compress gode_cifar10_m8 --num-basis 4", "gode-zoo compress runs/mine --num-basis 2 --out runs/small"
+    )
+)
 def compress(
     model: Annotated[str, typer.Argument(help="arch, arch.tag, or the folder of a finished run.")],
     num_basis: Annotated[int, typer.Option(help="Basis functions to keep.")],
@@ -306,7 +395,7 @@ def compress(
     Console().print(table)
 
 
-@app.command("choose-penalty")
+@app.command("choose-penalty", epilog=_examples("gode-zoo choose-penalty mine.yaml 0 1e-5 1e-4 --kind roughness"))
 def choose_penalty(
     recipe: Annotated[str, typer.Argument(help="A recipe with holdout: a bundled one's name, or a YAML file.")],
     factors: Annotated[list[float], typer.Argument(help="Factors to try, such as 0 1e-5 1e-4.")],
@@ -329,7 +418,7 @@ def choose_penalty(
     Console().print(table)
 
 
-@app.command()
+@app.command(epilog=_examples("gode-zoo benchmark --quick --out /tmp/benchmark", "gode-zoo benchmark --device cuda"))
 def benchmark(
     model: Annotated[str, typer.Argument(help="A GODE model with Euler steps.")] = "gode_cifar10_m8",
     what: Annotated[str | None, typer.Option(help="Figures, with commas; default all.")] = None,
@@ -357,7 +446,12 @@ def benchmark(
     typer.echo("\n".join(map(str, write_report(rows, out, hardware(device), device))))
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "gode-zoo export gode_mnist_m4 --format onnx --dynamic-batch",
+        "gode-zoo export runs/mine --format torchscript --out mine.pt",
+    )
+)
 def export(
     model: Annotated[str, typer.Argument(help="arch, arch.tag, or the folder of a finished run.")],
     format: Annotated[str, typer.Option("--format", help="onnx, torchexport or torchscript.")],
@@ -388,7 +482,7 @@ def export(
             data_dir=data_dir,
         )
     except ExportError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _error(str(error))
         raise typer.Exit(1) from None
     weights = "fixed weights" if result.baked else "weights as in the source"
     typer.echo(
@@ -398,7 +492,9 @@ def export(
     )
 
 
-@app.command()
+@app.command(
+    epilog=_examples("gode-zoo sweep gode_mnist_m4", "gode-zoo sweep gode_mnist_m4 --solver euler,rk4 --steps 1,2,5")
+)
 def sweep(
     model: Annotated[str, typer.Argument(help="arch, arch.tag, or the folder of a finished run.")],
     solver: Annotated[str, typer.Option(help="Solvers, with commas.")] = "euler,midpoint,rk4",
