@@ -12,6 +12,7 @@ is shown on a terminal alone, and colours as well (`NO_COLOR` turns them off).
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import logging
@@ -22,6 +23,7 @@ from typing import Annotated, Any
 import typer
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 __all__ = ["app", "main"]
@@ -66,8 +68,6 @@ def main() -> None:
 
 def _error(message: str) -> None:
     """One line on stderr, red where that is a terminal."""
-    from rich.markup import escape
-
     one_line = " ".join(message.split())
     Console(stderr=True).print(f"[red]error:[/] {escape(one_line)}", soft_wrap=True, highlight=False)
 
@@ -224,20 +224,125 @@ def _print_evaluations(results: list[Any]) -> None:
             )
 
 
-@app.command(epilog=_examples("gode-zoo predict gode_mnist_m4 digit.png"))
+@app.command(
+    epilog=_examples(
+        "gode-zoo finetune gode_cifar10_m8 photos/",
+        "gode-zoo finetune gode_cifar10_m8 photos/ --out runs/photos --epochs 50 --image-size 64 --flip",
+        "gode-zoo finetune gode_mnist_m4 labels.csv --freeze all-but-head --lr 0.01",
+        "gode-zoo finetune gode_cifar10_m8 photos/ --out runs/photos --resume",
+    )
+)
+def finetune(
+    model: Annotated[str, typer.Argument(help="arch, arch.tag, hf-hub:ORG/NAME, or a run's folder.")],
+    data: Annotated[
+        str,
+        typer.Argument(help="A folder or tar of class folders, a CSV of paths and labels, or torch/… or hfds/…"),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/<data>.finetuned.")] = None,
+    epochs: Annotated[int, typer.Option(help="At most so many.")] = 30,
+    freeze: Annotated[str, typer.Option(help="What not to train: none, stem, or all-but-head.")] = "none",
+    lr: Annotated[str, typer.Option(help="Peak learning rate, or auto for a short range test.")] = "auto",
+    image_size: Annotated[int | None, typer.Option(help="Height and width; default the model's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Default by the number of images, 8 to 64.")] = None,
+    layer_decay: Annotated[float, typer.Option(help="Factor on the rate from layer to layer, downwards.")] = 0.75,
+    val_fraction: Annotated[float, typer.Option(help="Held out, where there is no val split.")] = 0.2,
+    patience: Annotated[int, typer.Option(help="Epochs without a better validation error; 0: no early stop.")] = 10,
+    balanced: Annotated[bool, typer.Option("--balanced", help="Draw each class equally often.")] = False,
+    flip: Annotated[bool, typer.Option("--flip", help="Mirror images at random; not for digits or letters.")] = False,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Random weights instead, for comparison.")
+    ] = False,
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave out images that cannot be read.")] = False,
+    amp: Annotated[str, typer.Option(help="bf16, none, or auto: bf16 where the chip computes in it.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of the split, the order and the augmentation.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder; same arguments.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's logs too.")] = False,
+    data_dir: DataDir = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a model on your images, and write a page that shows what came of it. Ctrl-C saves; --resume goes on."""
+    import shlex
+
+    from .finetune import finetune as run
+
+    folder = out or Path("runs") / f"{Path(data).name.partition('.')[0] or 'images'}.finetuned"
+    typed = shlex.join(["gode-zoo", *sys.argv[1:]])
+    again = typed if resume else f"{typed} --resume"
+    try:
+        result = run(
+            model, data, folder, epochs=epochs, batch_size=batch_size, lr=_number_or_auto("--lr", lr), freeze=freeze,
+            layer_decay=layer_decay, image_size=image_size, val_fraction=val_fraction, patience=patience,
+            balanced=balanced, flip=flip, pretrained=not from_scratch, skip_broken=skip_broken,
+            amp=None if amp == "auto" else amp, seed=seed, resume=resume, tensorboard=tensorboard, data_dir=data_dir,
+            device=device, command=typed,
+        )  # fmt: skip
+    except KeyboardInterrupt as stop:
+        what = str(stop) or "stopped before training began"
+        Console(stderr=True).print(f"{what}. Go on with: {again}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        return _print_json(result)
+    error = "" if result.error is None else f"{result.split} error {result.error:.2f} %"
+    typer.echo(f"{folder}: {error}, best epoch {result.best_epoch} of {len(result.history)}")
+    typer.echo(f"See {folder / 'report.html'}; use it: gode-zoo predict {shlex.quote(str(folder))} IMAGE")
+
+
+def _number_or_auto(option: str, text: str) -> float | None:
+    try:
+        return None if text == "auto" else float(text)
+    except ValueError:
+        raise ValueError(f"{option} = {text!r} is not possible (allowed: a number, or auto): change it") from None
+
+
+@app.command(
+    epilog=_examples(
+        "gode-zoo predict gode_mnist_m4 digit.png",
+        "gode-zoo predict runs/photos.finetuned photos/new/ 'more/**/*.jpg' --csv > predicted.csv",
+        "gode-zoo predict runs/photos.finetuned photos/new/ --topk 1 --json",
+    )
+)
 def predict(
     model: Annotated[str, typer.Argument(help="arch, arch.tag, hf-hub:ORG/NAME, or a run's folder.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    images: Annotated[list[str], typer.Argument(help="Files, folders, and patterns in quotes.")],
     topk: Annotated[int, typer.Option(help="Classes to show of each image.")] = 3,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 64,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: path, rank, class, probability.")] = False,
+    as_json: Json = False,
+    device: Device = None,
 ) -> None:
-    """Classify images and show the likeliest classes."""
+    """Classify images. What cannot be read is listed at the end, and the exit code is then 1."""
+    from .predict import find_files
     from .predict import predict as classify
+    from .run_display import counting
 
-    table = Table("image", "class", "probability")
-    for path, row in zip(images, classify(model, images, topk), strict=True):
-        for i, (name, probability) in enumerate(row):
-            table.add_row(str(path) if i == 0 else "", name, f"{100 * probability:.1f} %")
-    Console().print(table)
+    if as_csv and as_json:
+        raise ValueError("--csv and --json: give one of the two")
+    files = find_files(images)
+    done = []
+    with counting(True, "Classifying", len(files)) as show:
+        for prediction in classify(model, files, topk, batch_size=batch_size, device=device):
+            done.append(prediction)
+            show(len(done))
+    read, failed = [p for p in done if not p.problem], [p for p in done if p.problem]
+    if as_json:
+        _print_json(done)
+    elif as_csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(["path", "rank", "class", "probability"])
+        for p in read:
+            writer.writerows([p.path, rank, name, f"{share:.6f}"] for rank, (name, share) in enumerate(p.classes, 1))
+    elif read:
+        table = Table("image", "class", "probability")
+        for p in read:
+            for i, (name, share) in enumerate(p.classes):
+                table.add_row(escape(str(p.path)) if i == 0 else "", escape(name), f"{100 * share:.1f} %")
+        Console().print(table)
+    for p in failed:
+        _error(f"{p.path}: {p.problem}")
+    if failed:
+        _error(f"{len(failed):,} of {len(done):,} files could not be read")
+        raise typer.Exit(1)
 
 
 @app.command(
