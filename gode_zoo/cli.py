@@ -244,7 +244,10 @@ def finetune(
     lr: Annotated[str, typer.Option(help="Peak learning rate, or auto for a short range test.")] = "auto",
     image_size: Annotated[int | None, typer.Option(help="Height and width; default the model's.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Default by the number of images, 8 to 64.")] = None,
-    layer_decay: Annotated[float, typer.Option(help="Factor on the rate from layer to layer, downwards.")] = 0.75,
+    layer_decay: Annotated[
+        float | None,
+        typer.Option(help="Factor on the rate from layer to layer, downwards; default 0.75, from scratch 1."),
+    ] = None,
     val_fraction: Annotated[float, typer.Option(help="Held out, where there is no val split.")] = 0.2,
     patience: Annotated[int, typer.Option(help="Epochs without a better validation error; 0: no early stop.")] = 10,
     balanced: Annotated[bool, typer.Option("--balanced", help="Draw each class equally often.")] = False,

@@ -60,7 +60,7 @@ def finetune(
     batch_size: int | None = None,
     lr: float | None = None,
     freeze: str = "none",
-    layer_decay: float = 0.75,
+    layer_decay: float | None = None,
     image_size: int | None = None,
     val_fraction: float = 0.2,
     patience: int = 10,
@@ -89,7 +89,8 @@ def finetune(
         batch_size: default a power of two near a tenth of the training images, 8 to 64.
         lr: peak of the learning rate; default by a range test.
         freeze: "none"; "stem" keeps the first convolutions as they are; "all-but-head" trains the classifier alone.
-        layer_decay: factor on the learning rate from each layer to the one below, more than 0 and at most 1.
+        layer_decay: factor on the learning rate from each layer to the one below, more than 0 and at most 1; default
+            0.75, and 1 from random weights.
         image_size: height and width to bring images to; default the model's.
         val_fraction: of the training images, held out where the data have no validation split.
         patience: epochs without a better validation error after which it ends; 0 for never.
@@ -118,6 +119,7 @@ def finetune(
         TrainingInterrupted: Ctrl-C or SIGTERM, after saving a checkpoint.
     """
     _check_arguments(epochs, batch_size, lr, freeze, layer_decay, image_size, patience, amp, max_steps)
+    layer_decay = layer_decay or (0.75 if pretrained else 1.0)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     out = Path(out_dir)
     summary_writer = _tensorboard() if tensorboard else None
@@ -194,7 +196,7 @@ def _check_arguments(
     batch_size: int | None,
     lr: float | None,
     freeze: str,
-    layer_decay: float,
+    layer_decay: float | None,
     image_size: int | None,
     patience: int,
     amp: str | None,
@@ -208,7 +210,7 @@ def _check_arguments(
     need(batch_size is None or batch_size >= 1, "batch_size", batch_size, "1 or more")
     need(lr is None or (lr > 0.0 and math.isfinite(lr)), "lr", lr, "more than 0, or auto for a range test")
     need(freeze in FREEZE, "freeze", freeze, ", ".join(FREEZE))
-    need(0.0 < layer_decay <= 1.0, "layer_decay", layer_decay, "more than 0, at most 1")
+    need(layer_decay is None or 0.0 < layer_decay <= 1.0, "layer_decay", layer_decay, "more than 0, at most 1")
     need(image_size is None or 8 <= image_size <= 1024, "image_size", image_size, "8 to 1024 pixels")
     need(patience >= 0, "patience", patience, "0 for never, or more")
     need(amp in (None, "none", "bf16"), "amp", amp, "none, bf16")

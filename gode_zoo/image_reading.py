@@ -16,6 +16,7 @@ Memory: an image of more than `MAX_PIXELS` is refused by its header, before a pi
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import os
@@ -182,7 +183,7 @@ def _read(source: Path | IO[bytes] | Image.Image, input_size: Sequence[int]) -> 
         raise ValueError(f"a model of {channels} channels takes no pictures (allowed: 1, grey, or 3, RGB)")
     if isinstance(source, Image.Image):
         return _pixels(source, channels, height, width)
-    opened = Image.open(io.BytesIO(source.read()) if not isinstance(source, Path) else source, formats=_FORMATS)
+    opened = Image.open(io.BytesIO(source.read()) if not isinstance(source, Path) else source, formats=_formats())
     with opened as image:
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
@@ -193,6 +194,13 @@ def _read(source: Path | IO[bytes] | Image.Image, input_size: Sequence[int]) -> 
             with _large_one_by_one:
                 return _pixels(image, channels, height, width)
         return _pixels(image, channels, height, width)
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of `_FORMATS` that this Pillow can read; some depend on libraries that it was built with."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _pixels(image: Image.Image, channels: int, height: int, width: int) -> Tensor:

@@ -312,7 +312,7 @@ h3{font-size:1rem;margin:1rem 0 .3rem}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(11rem,1fr));gap:.8rem}
 .tiles div{border:1px solid var(--line);border-radius:8px;padding:.6rem .9rem}
 .tiles b{display:block;font-size:1.5rem}.tiles span{font-size:.85rem;opacity:.8}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:1rem}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,24rem),1fr));gap:1rem}
 figure{margin:0}figcaption{font-size:.85rem}
 svg{width:100%;height:auto;font-size:11px;fill:currentColor}
 .grid{stroke:var(--line)}.line{fill:none;stroke-width:2}.mark{stroke:currentColor;stroke-dasharray:4 4;opacity:.6}
