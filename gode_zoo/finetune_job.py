@@ -50,6 +50,7 @@ __all__ = ["FinetuneJob", "FinetuneResult"]
 _logger = logging.getLogger(__name__)
 
 _MEND = "Lower --lr, or check the images"
+_PROBE = 128  # images on which the range test watches the loss
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,12 @@ class FinetuneJob:
                     for index in self.order(order).split(self.recipe.batch_size):
                         yield self.batch(index, augment)
 
+            some = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(self.recipe.seed))[:_PROBE]
+            some = some.to(self.device)
+            probe = zoo_data.normalize(self.images[some], self.mean, self.std), self.labels[some]
             try:
                 with counting(self.progress, "Finding the learning rate", 50) as show:
-                    self.lr_range = find_lr(self.model, self.make_optimizer, batches(), self.loss, on_step=show)
+                    self.lr_range = find_lr(self.model, self.make_optimizer, batches(), self.loss, probe, on_step=show)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

@@ -75,7 +75,7 @@ def line_chart(
         if dots:
             parts += [
                 f'<circle cx="{px}" cy="{py}" r="3" style="fill:var(--c{number % 9})">'
-                f"<title>{html.escape(name)}: {x_label} {x:g}, {y:.4g}</title></circle>"
+                f"<title>{html.escape(name)}: {html.escape(x_label)} {x:g}, {y:.4g}</title></circle>"
                 for (px, py), (x, y) in zip(places, points, strict=True)
             ]
     legend = "".join(
