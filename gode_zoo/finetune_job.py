@@ -235,7 +235,11 @@ class FinetuneJob:
                     run.order_at_epoch_start = order.get_state()
                     run.loss_sum.zero_(), run.correct.zero_(), run.seen.zero_()
                 model.train()
-                for index in self.order(order).split(recipe.batch_size)[run.batch :]:
+                # Stopped after an epoch's last batch, its order is not drawn again.
+                rest = (
+                    () if run.batch == self.steps_per_epoch else self.order(order).split(recipe.batch_size)[run.batch :]
+                )
+                for index in rest:
                     x, labels = self.batch(index, augment)
                     logits = self.forward(model, x)
                     loss = F.cross_entropy(logits, labels)
