@@ -6,19 +6,23 @@ data.train.images, data.train.labels          # (N, C, H, W) uint8, (N,) int64
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .data import DataError, ImageData
 from .image_reading import Broken, read_images, refuse_broken
-from .image_sources import ImageSource, Sample
+from .image_sources import ImageSource, Sample, find_images
 from .run_display import counting
 
-__all__ = ["FinetuneData", "load_images"]
+__all__ = ["FinetuneData", "load_images", "measured_images"]
 
 _logger = logging.getLogger(__name__)
 
@@ -95,6 +99,34 @@ def load_images(
     names = {split: [samples[kept[k]].name for k in places] for split, places in of.items()}
     test = part("test") if of["test"] else None
     return FinetuneData(train, part("val"), test, source.classes, channels, names, broken)
+
+
+def measured_images(
+    folder: Path,
+    metrics: dict[str, Any],
+    classes: Sequence[str],
+    input_size: Sequence[int],
+    data_dir: str | Path | None,
+) -> ImageData:
+    """The images that the error of a fine-tuned folder was measured on, by its split.csv.
+
+    Raises:
+        DataError: no split.csv, or no such data set (where `data_dir` or the working folder has it by its name).
+    """
+    try:
+        text = (folder / "split.csv").read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"{folder}: has no split.csv, which says on which images its error was measured (it is not published): "
+            "evaluate the run's own folder"
+        ) from error
+    split = "val" if metrics["split"] == "validation" else metrics["split"]
+    wanted = {row["path"]: row["label"] for row in csv.DictReader(text.splitlines()) if row["split"] == split}
+    source = find_images(metrics["dataset"], data_dir=data_dir)
+    samples = [sample for sample in source.samples if sample.name in wanted]
+    images, kept, _ = read_images(samples, input_size)
+    labels = torch.tensor([classes.index(wanted[samples[i].name]) for i in kept], dtype=torch.int64)
+    return ImageData(images, labels, tuple(classes), f"{source.name}, {split}")
 
 
 def _all_grey(images: Tensor) -> bool:

@@ -13,17 +13,8 @@ from gode_zoo import cli
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["gode-zoo", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-            sys.exit(0)
-        out = capsys.readouterr()
-        return int(stopped.value.code or 0), out.out, out.err
-
-    return call
+def run(run_cli):
+    return run_cli
 
 
 def test_train_evaluate_predict_one_after_another(run, recipe_file, digits, tmp_path):

@@ -20,6 +20,8 @@ from safetensors.torch import load_file
 
 from gode_zoo import finetune_job as job
 from gode_zoo.class_predictions import predict_classes
+from gode_zoo.data import DataError
+from gode_zoo.evaluate import evaluate
 from gode_zoo.finetune import finetune
 from gode_zoo.finetune_model import find_start, freeze, make_model
 from gode_zoo.finetune_recipe import automatic_batch_size, automatic_ema_decay
@@ -80,6 +82,15 @@ def test_a_test_split_is_measured_once_at_the_end(start, tmp_path):
     metrics = metrics_of(tmp_path / "run")
     assert result.split == metrics["split"] == "test" and metrics["last"]["total"] == 24
     assert metrics["best"]["total"] == 24 and all("test_error" not in row for row in result.history)
+
+
+def test_evaluate_measures_the_same_images_again(start, images, tmp_path):
+    finetune(start, images, tmp_path / "run", **FAST)
+    again = evaluate(str(tmp_path / "run"), data_dir=tmp_path, device="cpu")
+    assert again.agrees and again.measured.total == 4
+    (tmp_path / "run" / "split.csv").unlink()
+    with pytest.raises(DataError, match=r"has no split\.csv"):
+        evaluate(str(tmp_path / "run"), data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("stops", [(1,), (3,), (2, 2)], ids=["in an epoch", "epoch's end", "twice"])
