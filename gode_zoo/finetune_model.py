@@ -22,6 +22,7 @@ from timm.data.model_config import resolve_input_data_config
 from torch import nn
 
 from .evaluate import load_published
+from .families import Categorical
 
 __all__ = ["FREEZE", "Start", "find_start", "freeze", "make_model"]
 
@@ -60,11 +61,12 @@ def find_start(name: str, *, pretrained: bool = True) -> Start:
                 f"model {name!r} does not say which images it takes: choose one that `gode-zoo list` names"
             )
         return Start(cfg.architecture or name, None, None, cfg.input_size[0], cfg.input_size[1], ())
-    _, folder = load_published(name)
+    model, folder = load_published(name)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    if metrics.get("family") is not None:
-        raise ValueError(f"{name}: predicts outcomes of a family, not classes: choose a model of classes")
+    family = getattr(model, "family", None)
+    if family is not None and not isinstance(family, Categorical):
+        raise ValueError(f"{name}: predicts {family.name} outcomes, not classes: choose a model of classes")
     channels, height, _ = config["pretrained_cfg"]["input_size"]
     source = name if name.startswith("hf-hub:") else f"{metrics['model']}.{metrics['tag']}"
     labels = tuple(config.get("label_names") or ())

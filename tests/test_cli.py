@@ -91,13 +91,20 @@ def test_help_lists_every_verb_and_the_exit_codes(run):
     for arguments in ([], ["--help"], ["-h"]):
         code, text, err = run(*arguments)
         assert code == 0 and err == "" and "130 stopped by Ctrl-C" in text and "--install-completion" in text
-        assert all(f"│ {verb} " in text for verb in VERBS)
+        assert all(f"│ {verb} " in text for verb in [*VERBS, "hub"])
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself_with_an_example(run, verb):
     code, text, _ = run(verb, "--help")
     assert code == 0 and f"\n gode-zoo {verb} " in text.partition("Examples")[2] + " "
+    assert "--json" in text.partition("Examples")[0]
+
+
+def test_a_group_of_verbs_explains_itself(run):
+    code, out, err = run("hub")
+    assert code in (0, 2) and "check" in out + err and "Traceback" not in err
+    assert "gode-zoo hub check runs/mine" in run("hub", "check", "--help")[1]
 
 
 def test_list_as_json(run):

@@ -8,6 +8,7 @@ import pytest
 from finetune_folders import make_images, start_model
 
 from gode_zoo.data import DataError
+from gode_zoo.finetune_model import find_start
 from gode_zoo.predict import find_files, predict
 
 
@@ -71,9 +72,14 @@ def test_wrong_numbers(model):
 
 
 def test_a_model_of_outcomes_is_refused(tmp_path):
-    folder = start_model(tmp_path / "run", family={"name": "poisson"})
-    with pytest.raises(ValueError, match="predicts outcomes of a family"):
+    folder = start_model(tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    config["model_args"] = config.get("model_args", {}) | {"family": "poisson"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="predicts poisson outcomes, not classes"):
         predict(str(folder), [])
+    with pytest.raises(ValueError, match="predicts poisson outcomes, not classes"):
+        find_start(str(folder))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
