@@ -41,7 +41,6 @@ __all__ = [
     "ImageData",
     "batches",
     "holdout",
-    "image_to_tensor",
     "load_dataset",
     "normalize",
     "random_crop",
@@ -511,28 +510,6 @@ def normalize(
     scale = torch.tensor([1.0 / (255.0 * s) for s in std], dtype=dtype, device=images.device).view(shape)
     shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], dtype=dtype, device=images.device).view(shape)
     return images.to(dtype) * scale - shift
-
-
-def image_to_tensor(path: str | Path, input_size: tuple[int, int, int]) -> Tensor:
-    """One image file, of any size and colour, as (C, H, W) uint8: its middle square resized, grey or RGB as C says.
-
-    Raises:
-        DataError: no such file, or not an image.
-    """
-    try:
-        with Image.open(path) as opened:
-            image = opened.convert("L" if input_size[0] == 1 else "RGB")
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file: check the path") from error
-    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read as an image ({error}): give a PNG, JPEG or the like") from error
-    _, height, width = input_size
-    if (image.height, image.width) != (height, width):
-        scale = max(height / image.height, width / image.width)
-        box_w, box_h = width / scale, height / scale
-        left, top = (image.width - box_w) / 2, (image.height - box_h) / 2
-        image = image.resize((width, height), Image.Resampling.BICUBIC, box=(left, top, left + box_w, top + box_h))
-    return _pixels(image, str(path))
 
 
 def _size(shape: Any) -> str:

@@ -156,14 +156,21 @@ def evaluate(
     inputs = resolve_input_data_config(model=model)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     family = get_family(metrics.get("family", "categorical"))
-    data = zoo_data.load_dataset(
-        metrics["dataset"],
-        "test",
-        data_dir=data_dir,
-        input_size=tuple(inputs["input_size"]),
-        num_classes=model.num_classes if isinstance(family, Categorical) else None,  # type: ignore[arg-type]
-    )
-    if not isinstance(family, Categorical):
+    classes = isinstance(family, Categorical)
+    if "finetuned_from" in metrics:  # on anybody's images, of any size
+        from .finetune_data import measured_images
+
+        labels = json.loads((folder / "config.json").read_text(encoding="utf-8"))["label_names"]
+        data = measured_images(folder, metrics, labels, inputs["input_size"], data_dir)
+    else:
+        data = zoo_data.load_dataset(
+            metrics["dataset"],
+            "test",
+            data_dir=data_dir,
+            input_size=tuple(inputs["input_size"]),
+            num_classes=model.num_classes if classes else None,  # type: ignore[arg-type]
+        )
+    if not classes:
         return _evaluate_outcomes(model.to(device), with_outcomes(data, family).to(device), inputs, metrics, batch_size)
     measured = count_correct(model.to(device), data.to(device), inputs["mean"], inputs["std"], batch_size=batch_size)
     last = metrics["last"]

@@ -14,7 +14,7 @@ from typing import Any
 from .recipes import Recipe
 from .run_state import RunState
 
-__all__ = ["display", "stop_signals"]
+__all__ = ["counting", "display", "stop_signals"]
 
 _logger = logging.getLogger(__name__)
 
@@ -57,6 +57,23 @@ def display(
         if console.is_terminal:
             return _progress_bar(console, recipe, steps_per_epoch, step)
     return nullcontext(lambda run: None)
+
+
+@contextmanager
+def counting(progress: bool, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A function that shows how many of `total` are done: a progress bar on a terminal, else nothing."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not progress or not console.is_terminal:
+        yield lambda done: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)
 
 
 @contextmanager

@@ -55,7 +55,18 @@ __all__ = [
 ]
 
 CHECKPOINT_FORMAT = 1
-LOG_COLUMNS = ("epoch", "step", "lr", "train_loss", "train_acc", "val_error", "test_error", "step_seconds", "seconds")
+LOG_COLUMNS = (
+    "epoch",
+    "step",
+    "lr",
+    "train_loss",
+    "train_acc",
+    "val_error",
+    "val_loss",
+    "test_error",
+    "step_seconds",
+    "seconds",
+)
 
 
 class CheckpointError(RuntimeError):
@@ -230,6 +241,7 @@ def write_metrics(
     seconds: float,
     sources: list[dict[str, Any]],
     device: torch.device,
+    changes: dict[str, Any] | None = None,
 ) -> None:
     """Write metrics.json: the errors, and everything that says how they were obtained.
 
@@ -238,6 +250,7 @@ def write_metrics(
         best: from `best_epoch`, as `why_no_best`.
         seconds: wall-clock time of the training, over all its resumptions.
         sources: the commits that trained it, each ``{"from_step": …, "git": …}``.
+        changes: further keys, and values in place of those here, for a run that was not training from a recipe.
     """
     metrics: dict[str, Any] = {
         "model": recipe.model,
@@ -270,6 +283,7 @@ def write_metrics(
     family = getattr(model, "family", None)
     if family is not None and not isinstance(family, Categorical):
         metrics["family"] = family.to_dict()
+    metrics |= changes or {}
     atomic_write(out / "metrics.json", lambda file: file.write((json.dumps(metrics, indent=2) + "\n").encode()))
 
 

@@ -115,20 +115,21 @@ class RunState:
             torch.cuda.set_rng_state(rng["cuda"], self.device)
 
 
-def refuse_non_finite_loss(run: RunState, checkpoint: Path) -> None:
+_MEND = "Lower optimizer.lr, or lengthen schedule.warmup"
+
+
+def refuse_non_finite_loss(run: RunState, checkpoint: Path, mend: str = _MEND) -> None:
     if not math.isfinite(run.loss_sum.item()):
         kept = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "no checkpoint was made yet"
         raise NonFiniteLossError(
-            f"the loss is NaN or infinite at step {run.step} (epoch {run.epoch + 1}, batch {run.batch}); {kept}. "
-            f"Lower optimizer.lr, or lengthen schedule.warmup"
+            f"the loss is NaN or infinite at step {run.step} (epoch {run.epoch + 1}, batch {run.batch}); {kept}. {mend}"
         )
 
 
-def refuse_non_finite_weights(weights: dict[str, Tensor], step: int) -> None:
+def refuse_non_finite_weights(weights: dict[str, Tensor], step: int, mend: str = _MEND) -> None:
     """Never save weights that are no good; the check costs a glance at each tensor."""
     bad = [name for name, w in weights.items() if w.is_floating_point() and not bool(torch.isfinite(w).all())]
     if bad:
         raise NonFiniteLossError(
-            f"weight {bad[0]} is NaN or infinite after step {step}; the checkpoint was left as it was. "
-            f"Lower optimizer.lr, or lengthen schedule.warmup"
+            f"weight {bad[0]} is NaN or infinite after step {step}; the checkpoint was left as it was. {mend}"
         )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -104,3 +105,20 @@ def published(tmp_path, digits):
     metrics["sha256"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return folder
+
+
+@pytest.fixture
+def run_cli(monkeypatch, capsys):
+    """A call of the command line: its exit code, stdout and stderr."""
+    from gode_zoo import cli
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gode-zoo", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+            sys.exit(0)
+        out = capsys.readouterr()
+        return int(stopped.value.code or 0), out.out, out.err
+
+    return call

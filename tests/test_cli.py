@@ -13,17 +13,8 @@ from gode_zoo import cli
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["gode-zoo", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-            sys.exit(0)
-        out = capsys.readouterr()
-        return int(stopped.value.code or 0), out.out, out.err
-
-    return call
+def run(run_cli):
+    return run_cli
 
 
 def test_train_evaluate_predict_one_after_another(run, recipe_file, digits, tmp_path):
@@ -78,9 +69,67 @@ def test_wrong_input_is_one_line_and_status_2(run, arguments, message, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_argument_is_status_2(run):
-    assert run("predict")[0] == 2
-    assert run("nonsense")[0] == 2
+VERBS = sorted(command.name or command.callback.__name__ for command in cli.app.registered_commands)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict"], "Missing argument 'model' (see gode-zoo predict --help)"),
+        (["trane"], "Did you mean 'train'"),
+        (["train", "x", "--max-step", "1"], "--max-steps"),
+        (["benchmark", "--repeats", "many"], "--repeats"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(run, arguments, message):
+    code, out, err = run(*arguments)
+    assert code == 2 and out == ""
+    assert message in err and err.startswith("error:") and err.count("\n") == 1
+
+
+def test_help_lists_every_verb_and_the_exit_codes(run):
+    for arguments in ([], ["--help"], ["-h"]):
+        code, text, err = run(*arguments)
+        assert code == 0 and err == "" and "130 stopped by Ctrl-C" in text and "--install-completion" in text
+        assert all(f"│ {verb} " in text for verb in [*VERBS, "hub"])
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself_with_an_example(run, verb):
+    code, text, _ = run(verb, "--help")
+    assert code == 0 and f"\n gode-zoo {verb} " in text.partition("Examples")[2] + " "
+    assert "--json" in text.partition("Examples")[0]
+
+
+def test_a_group_of_verbs_explains_itself(run):
+    code, out, err = run("hub")
+    assert code in (0, 2) and "check" in out + err and "Traceback" not in err
+    assert "gode-zoo hub check runs/mine" in run("hub", "check", "--help")[1]
+
+
+def test_list_as_json(run):
+    code, text, err = run("list", "--json")
+    rows = {row["arch"]: row for row in json.loads(text)}
+    assert code == 0 and err == "" and rows["gode_cifar10_m8"]["num_parameters"] == 724_106
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    code = "import sys; sys.argv = ['gode-zoo', 'list', '--json']; from gode_zoo.cli import main; main()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.wait(timeout=120) in (0, 1) and process.stderr.read() == ""
+    process.stderr.close()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion(run, shell, monkeypatch):
+    monkeypatch.setenv("_GODE_ZOO_COMPLETE", f"complete_{shell}")
+    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", "gode-zoo pre")
+    monkeypatch.setenv("COMP_WORDS", "gode-zoo pre")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+    code, text, _ = run()
+    assert code == 0 and "predict" in text and "train" not in text
 
 
 @pytest.mark.slow

@@ -1,0 +1,5 @@
+"""`python -m gode_zoo.cli`."""
+
+from ._shared import main
+
+main()
