@@ -101,13 +101,14 @@ def _summary(
     score = predictions.score
     p = score.correct / score.total
     spread = 100.0 * math.sqrt(p * (1.0 - p) / score.total)
+    around = f", ± {spread:.2f}" if 0.0 < p < 1.0 else ""  # of none or all wrong the size says nothing
     chosen = (
         "The test images were read once, at the end."
         if split == "test"
         else "The weights were chosen by these images too, so on others expect a little more."
     )
     cards = [
-        (f"{score.error:.2f} %", f"{split} error, ± {spread:.2f} ({score.total - score.correct:,} of {score.total:,})"),
+        (f"{score.error:.2f} %", f"{split} error{around} ({score.total - score.correct:,} of {score.total:,})"),
         (f"{len(classes):,}", "classes"),
         (str(metrics["last"]["epoch"]), f"best of {metrics['epochs']} epochs"),
         (f"{metrics['parameters']:,}", "parameters"),

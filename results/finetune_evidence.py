@@ -42,7 +42,7 @@ START = {
 }
 NUM_TEST = 2000  # images, the same of every run; digits has 797
 # Labels a class (0 for all): the most epochs, and the seeds.
-BUDGET = {10: (20, (0, 1, 2)), 100: (12, (0, 1)), 0: (1, (0,))}
+BUDGET = {10: (20, (0, 1, 2)), 100: (12, (0,)), 0: (1, (0,))}
 RATES = {10: (0.01, 0.03, 0.1), 100: (0.01, 0.03, 0.1), 0: (0.05,)}  # 0.05: the recipes' 0.1 at half their batch
 EPOCHS = {("digits", 0): 12}  # a thousand images: the budget of 100 labels a class
 

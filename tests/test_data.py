@@ -16,7 +16,6 @@ from gode_zoo.data import (
     ImageData,
     batches,
     holdout,
-    image_to_tensor,
     load_dataset,
     normalize,
     random_crop,
@@ -215,17 +214,3 @@ def test_holdout_parts_are_disjoint_and_the_same_again():
     assert not torch.equal(holdout(numbered(50), 0.2, 8)[1].labels, kept.labels)
     with pytest.raises(DataError, match=r"holdout = 0\.001"):
         holdout(numbered(50), 0.001, 7)
-
-
-def test_image_to_tensor_takes_any_size_and_colour(tmp_path):
-    wide = Image.new("RGB", (60, 20), (255, 0, 0))
-    wide.paste((0, 0, 255), (20, 0, 40, 20))  # the middle square
-    wide.save(tmp_path / "wide.png")
-    image = image_to_tensor(tmp_path / "wide.png", (3, 10, 10))
-    assert image.shape == (3, 10, 10) and image[2].float().mean() > 240
-    assert image_to_tensor(tmp_path / "wide.png", (1, 28, 28)).shape == (1, 28, 28)
-    with pytest.raises(DataError, match="no such file"):
-        image_to_tensor(tmp_path / "none.png", (1, 28, 28))
-    (tmp_path / "text.png").write_text("x")
-    with pytest.raises(DataError, match=r"text\.png: cannot be read"):
-        image_to_tensor(tmp_path / "text.png", (1, 28, 28))

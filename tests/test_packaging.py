@@ -75,6 +75,7 @@ def test_metadata(core):
         "typer",
         "rich",
         "scipy",
+        "filelock",
     }
     assert names == wanted
     assert core.scripts == {"gode-zoo": "gode_zoo.cli:main"}
