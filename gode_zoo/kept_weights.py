@@ -5,6 +5,9 @@ use them. Where no gradient is asked for, they are kept and used again as long a
 That is seen by each one's address, version counter and checksum: the sum of its bits as integers, about 20 µs for
 300,000 numbers, which also sees what is written through `.data`. On other devices the checksum would have to be waited
 for, and the product is quick: there nothing is kept.
+
+A single image is besides solved in channels_last, in which convolutions of so small a batch take two thirds of the time;
+from about eight images on, GroupNorm loses more than they gain.
 """
 
 from __future__ import annotations
@@ -18,10 +21,11 @@ __all__ = ["KeptWeights"]
 
 
 class KeptWeights:
-    """What `field.stage_weights(table)` gave last, and of which parameters. A copy or a pickle of it is empty."""
+    """What `field.stage_weights(table)` gave last, and of which parameters and layout. A copy or a pickle of it is empty."""
 
     def __init__(self) -> None:
-        self._held: tuple[list[Any], list[list[Tensor]]] = ([], [])  # replaced whole: threads may share the model
+        # By layout: of which parameters, and the weights. Replaced whole, since threads may share the model.
+        self._held: dict[bool, tuple[list[Any], list[list[Tensor]]]] = {}
 
     def __deepcopy__(self, memo: Any) -> KeptWeights:
         return KeptWeights()
@@ -29,17 +33,20 @@ class KeptWeights:
     def __reduce__(self) -> tuple:
         return KeptWeights, ()
 
-    def of(self, field: Any, table: Tensor, x: Tensor) -> list[list[Tensor]]:
-        """The weights of all rows of `table`, for a solve that starts from `x`."""
+    def of(self, field: Any, table: Tensor, x: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
+        """Where a solve from `x` starts, `x` itself or in channels_last, and the weights of all rows of `table`."""
         sources = [*field.parameters(), *field.buffers(), table]  # buffers: running statistics that vary with time
         if not _plain(x, *sources):
-            return field.stage_weights(table)
+            return x, field.stage_weights(table)
+        single = x.dim() == 4 and x.shape[0] == 1
         key = [fact for source in sources for fact in (source.data_ptr(), source._version, _checksum(source))]
-        held, weights = self._held
+        held, weights = self._held.get(single, ([], []))
         if key != held:
             weights = field.stage_weights(table)
-            self._held = key, weights
-        return weights
+            if single:
+                weights = [[_laid(weight) for weight in layer] for layer in weights]
+            self._held = {**self._held, single: (key, weights)}
+        return (_laid(x) if single else x), weights
 
 
 def _plain(x: Tensor, *sources: Tensor) -> bool:
@@ -60,6 +67,11 @@ def _plain(x: Tensor, *sources: Tensor) -> bool:
             for source in sources
         )
     )
+
+
+def _laid(tensor: Tensor) -> Tensor:
+    """A state or kernel in channels_last; what has not four dimensions as it is."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
 def _checksum(source: Tensor) -> int:

@@ -175,9 +175,13 @@ class ODEBlock(nn.Module):
                 return _solve_adjoint(self, x)
             if self.checkpointing and torch.is_grad_enabled():
                 return self._solve_reversible(x) if self.leaping else self._solve_checkpointed(x)
-            weights = self._kept.of(self.field, self.table, x)
-        else:
-            weights = self.field.stage_weights(self.table)  # type: ignore[operator]
+            start, kept = self._kept.of(self.field, self.table, x)
+            end = self._run(start, kept)
+            return end if start is x else end.contiguous()
+        return self._run(x, self.field.stage_weights(self.table))  # type: ignore[operator]
+
+    def _run(self, x: Tensor, weights: list[list[Tensor]]) -> Tensor:
+        """All steps."""
         if self.leaping:
             return self._leap(x, weights)
         return self._steps(x, weights, self.step_sizes, self.stage_index)

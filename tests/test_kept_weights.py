@@ -109,7 +109,7 @@ def test_copies_and_pickles_start_empty_and_are_right(block):
     with torch.no_grad():
         end = block(X)
         for other in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
-            assert other._kept._held == ([], []) and torch.equal(other(X), end)
+            assert other._kept._held == {} and torch.equal(other(X), end)
     shallow = copy.copy(block)
     assert torch.equal(shallow(X).detach(), end)
 
@@ -164,3 +164,16 @@ def test_running_statistics_that_move_without_a_parameter():
         after = block.eval()(X)
     assert not torch.allclose(before, after)
     torch.testing.assert_close(after, plainly(block))
+
+
+def test_a_single_image_is_solved_in_channels_last_and_comes_back_as_it_was(block):
+    """Images of both kinds in turn: each keeps weights of its own layout, and the end of a solve is laid out as its start."""
+    with torch.no_grad():
+        for _ in range(2):
+            for x in (X, X[:1], X[1:]):
+                end = block(x)
+                torch.testing.assert_close(end, plainly(block, x))
+                assert end.is_contiguous()
+    kernels = block._kept._held[True][1][0]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+    assert all(kernel.is_contiguous() for kernel in block._kept._held[False][1][0])
