@@ -180,5 +180,8 @@ def plot_report(rows: Sequence[Row], title: str) -> Figure:
             else:
                 ax.plot([x for x, _ in points], [y for _, y in points], "o-", markersize=3, label=peer)
         ax.set(xlabel=xlabel, ylabel=ylabel, xscale="log", yscale="log")
+        measured = sorted({row.at for row in own if sum(r.peer == row.peer for r in own) > 1})
+        ax.set_xticks(measured, [f"{at:g}" for at in measured])  # the powers of ten would lie between them
+        ax.set_xticks([], minor=True)
         ax.legend(fontsize="xx-small")
     return figure
