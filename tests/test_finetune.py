@@ -27,6 +27,7 @@ from gode_zoo.finetune_model import find_start, freeze, make_model
 from gode_zoo.finetune_recipe import automatic_batch_size, automatic_ema_decay
 from gode_zoo.predict import find_files, predict
 from gode_zoo.run_folder import CheckpointError
+from gode_zoo.targets import ClassTargets
 from gode_zoo.train import TrainingInterrupted
 
 
@@ -160,7 +161,7 @@ def test_what_is_frozen_stays(start, images, tmp_path, what):
 def test_lower_layers_learn_more_slowly(tmp_path):
     start = find_start("gode_mnist_m4")
     torch.manual_seed(0)
-    model = make_model(start, ("a", "b"), 1, 28)
+    model = make_model(start, ClassTargets(("a", "b")), 1, 28)
     recipe = job.FinetuneRecipe(
         "m", "d", 1, 1, job_optimizer(0.1), "t", layer_decay=0.5, ema_decay=0.9, model_args={}
     )  # fmt: skip
@@ -218,7 +219,7 @@ def test_balanced_sampling_draws_each_class_equally_often():
 def test_a_grey_model_sees_colours_as_their_mean():
     start = find_start("gode_mnist_m4")
     torch.manual_seed(0)
-    grey, spread = (make_model(start, ("a", "b"), channels, 28) for channels in (1, 3))
+    grey, spread = (make_model(start, ClassTargets(("a", "b")), channels, 28) for channels in (1, 3))
     x = torch.rand(2, 3, 28, 28)
     with torch.no_grad():
         assert torch.allclose(spread.forward_features(x), grey.forward_features(x.mean(1, keepdim=True)), atol=1e-4)
@@ -250,13 +251,13 @@ def test_another_size(start, images, tmp_path):
 def test_the_head_is_kept_where_its_classes_are_known(tmp_path):
     start = find_start(str(start_model(tmp_path / "start")))
     old = load_file(tmp_path / "start" / "model.safetensors")
-    kept = make_model(start, ("dog", "cat"), 1, 28).get_classifier()
+    kept = make_model(start, ClassTargets(("dog", "cat")), 1, 28).get_classifier()
     assert torch.equal(kept.weight, old["head.fc.weight"][[1, 0]]) and torch.equal(
         kept.bias, old["head.fc.bias"][[1, 0]]
     )
-    other = make_model(start, ("cat", "cow"), 1, 28).get_classifier()  # as many classes, but others
+    other = make_model(start, ClassTargets(("cat", "cow")), 1, 28).get_classifier()  # as many classes, but others
     assert not torch.equal(other.weight, old["head.fc.weight"])
-    scratch = make_model(start, ("dog", "cat"), 1, 28, pretrained=False)
+    scratch = make_model(start, ClassTargets(("dog", "cat")), 1, 28, pretrained=False)
     assert not torch.equal(scratch.stem.conv1.weight, old["stem.conv1.weight"])
 
 
