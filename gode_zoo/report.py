@@ -20,6 +20,7 @@ from .image_reading import Broken
 from .layers import SplineConv2d
 from .lr_range import LRRange
 from .ode_block import ODEBlock
+from .recipes import Augment
 from .report_parts import Findings, section, table, text
 from .run_folder import atomic_write
 from .svg_charts import line_chart
@@ -58,7 +59,7 @@ def write_report(
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     sections = [
         _summary(recipe, metrics, findings, split),
-        section("Learning", _learning(history, findings, metrics["last"]["epoch"], lr_range)),
+        section("Learning", _learning(history, findings, metrics["last"]["epoch"], lr_range, recipe.augment)),
         *(section(title, content) for title, content in findings.sections),
         section("Kernels over t", _kernels(model)),
         section("How it was made", _made(recipe, metrics, broken, command)),
@@ -91,7 +92,9 @@ def _summary(recipe: FinetuneRecipe, metrics: dict[str, Any], findings: Findings
     return f'<p>Trained {text(start)}. {chosen}</p><div class="tiles">{tiles}</div>'
 
 
-def _learning(history: Sequence[dict[str, Any]], findings: Findings, best: int, lr_range: LRRange | None) -> str:
+def _learning(
+    history: Sequence[dict[str, Any]], findings: Findings, best: int, lr_range: LRRange | None, augment: Augment
+) -> str:
     loss = {
         "training": [(row["epoch"], row["train_loss"]) for row in history],
         "validation": [(row["epoch"], row["val_loss"]) for row in history],
@@ -110,7 +113,8 @@ def _learning(history: Sequence[dict[str, Any]], findings: Findings, best: int, 
                 mark_x=lr_range.lr if lr_range.lr >= lr_range.curve[0][0] else None,
             )
         )
-    note = "<p>Training figures are of augmented images and of the weights at that time; validation is of their average.</p>"
+    images = "augmented images and of " if augment != Augment() else ""
+    note = f"<p>Training figures are of {images}the weights at that time; validation is of their average.</p>"
     return f'<div class="charts">{"".join(charts)}</div>{note}'
 
 

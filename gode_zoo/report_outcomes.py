@@ -60,7 +60,7 @@ def outcome_findings(
         (f"Predictive intervals ({split})", _intervals(predictions, split)),
         (f"Best and worst predictions ({split})", _examples(predictions, images, names)),
     ]
-    return Findings(tiles, curves, "Deviance an outcome", sections)
+    return Findings(tiles, curves, "Deviance an outcome (validation)", sections)
 
 
 def _against(predictions: OutcomePredictions, names: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from gode_zoo import finetune_job as job
+from gode_zoo import targets
 from gode_zoo.class_predictions import predict_classes
 from gode_zoo.data import DataError
 from gode_zoo.evaluate import evaluate
@@ -184,7 +185,7 @@ def test_early_stopping(start, images, tmp_path, monkeypatch):
     errors = iter([50.0, 25.0, 25.0, 30.0, 25.0, 0.0])
 
     class Measured:
-        loss = 1.0
+        loss, score = 1.0, "error"
 
         def __init__(self):
             self.error = next(errors)
@@ -312,7 +313,7 @@ def test_bf16(start, images, tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_a_signal_saves_and_the_run_goes_on(start, images, tmp_path, monkeypatch):
     finetune(start, images, tmp_path / "whole", **FAST)
-    cross_entropy, calls = job.F.cross_entropy, []
+    cross_entropy, calls = targets.F.cross_entropy, []
 
     def interrupting(*args, **kwargs):
         calls.append(1)
@@ -320,7 +321,7 @@ def test_a_signal_saves_and_the_run_goes_on(start, images, tmp_path, monkeypatch
             os.kill(os.getpid(), signal.SIGINT)
         return cross_entropy(*args, **kwargs)
 
-    monkeypatch.setattr(job.F, "cross_entropy", interrupting)
+    monkeypatch.setattr(targets.F, "cross_entropy", interrupting)
     with pytest.raises(TrainingInterrupted, match="Ctrl-C at step 2; saved"):
         finetune(start, images, tmp_path / "run", **FAST)
     finetune(start, images, tmp_path / "run", resume=True, **FAST)
