@@ -126,8 +126,9 @@ def scatter_chart(points: Sequence[Point], *, x_label: str, y_label: str, line: 
         return "<p>nothing to draw</p>"
     xs, ys = [p.x for p in shown], [p.y for p in shown] + ([0.0] if line == 0 else [])
     spread = max(max(ys) - min(ys), 1e-9)
-    for p in shown:
-        ys += [min(max(end, p.y - spread), p.y + spread) for end in (p.low, p.high) if end is not None]
+    bars = {i: (p.low, p.high) for i, p in enumerate(shown) if p.low is not None and p.high is not None}
+    bars = {i: ends for i, ends in bars.items() if not any(map(math.isnan, ends))}
+    ys += [min(max(end, shown[i].y - spread), shown[i].y + spread) for i, ends in bars.items() for end in ends]
     x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -148,12 +149,11 @@ def scatter_chart(points: Sequence[Point], *, x_label: str, y_label: str, line: 
         if ends[0] < ends[1]:
             (x1, y1), (x2, y2) = (at(x, line * x) for x in ends)
             parts.append(f'<line x1="{x1}" x2="{x2}" y1="{y1}" y2="{y2}" class="mark"/>')
-    for p in shown:
+    for i, p in enumerate(shown):
         across, down = at(p.x, p.y)
-        if p.low is not None and p.high is not None:
-            parts.append(
-                f'<line x1="{across}" x2="{across}" y1="{at(p.x, p.low)[1]}" y2="{at(p.x, p.high)[1]}" class="span"/>'
-            )
+        if i in bars:
+            y1, y2 = (at(p.x, end)[1] for end in bars[i])
+            parts.append(f'<line x1="{across}" x2="{across}" y1="{y1}" y2="{y2}" class="span"/>')
         parts.append(
             f'<circle cx="{across}" cy="{down}" r="3" style="fill:var(--c0)"><title>{html.escape(p.told)}</title></circle>'
         )

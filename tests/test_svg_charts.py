@@ -57,9 +57,14 @@ def test_ticks_are_few_and_around(low, span):
 
 
 def test_scattered_points_with_their_bars():
-    spread = [Point(0, 1, "a <b>", 0, 2), Point(10, 11, "c", 10, 1e9), Point(5, math.nan, "d")]
+    spread = [
+        Point(0, 1, "a <b>", 0, 2),
+        Point(10, 11, "c", 10, 1e9),
+        Point(5, math.nan, "d"),
+        Point(5, 5, "e", math.nan, 6),
+    ]
     root = ET.fromstring(scatter_chart(spread, x_label="x", y_label="y", line=1))
-    (first, second), bars = root.iter("circle"), [e for e in root.iter("line") if e.get("class") == "span"]
+    (first, second, _), bars = root.iter("circle"), [e for e in root.iter("line") if e.get("class") == "span"]
     assert float(first.get("cx")) < float(second.get("cx")) and float(first.get("cy")) > float(second.get("cy"))
     assert first.find("title").text == "a <b>"
     assert float(bars[0].get("y1")) > float(first.get("cy")) > float(bars[0].get("y2"))
