@@ -67,6 +67,16 @@ def publish(root: Path, metrics: dict, folder: str = "gode_mnist_m4.modern") -> 
     return out
 
 
+def test_the_overview_has_the_related_systems(root):
+    (root / "results").mkdir()
+    page = "# Related systems\n\n<!-- note -->\n\n**Short runs**\n\n| system |\n| --- |\n| A |\n"
+    (root / "results" / "related_systems.md").write_text(page)
+    assert cards.main(["--check"], root) == 1  # what was written before has not got them
+    assert cards.main([], root) == 0
+    overview = (root / "MODEL_CARDS.md").read_text()
+    assert overview.endswith("\n## Related systems\n\n**Short runs**\n\n| system |\n| --- |\n| A |\n")
+
+
 def test_card_states_figures_and_provenance(root):
     text = (root / "hub/gode_mnist_m4.modern/README.md").read_text()
     for what in (

@@ -1,4 +1,4 @@
-"""What `make cards` writes: cards, plots, MODEL_CARDS.md and the table in README.md."""
+"""What `make cards` writes: cards, plots, MODEL_CARDS.md (with results/related_systems.md) and the table in README.md."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def render(root: Path) -> dict[Path, str]:
     entries = read_hub(root / "hub")
     files = {entry.folder / "README.md": card(entry) for entry in entries}
     files |= {entry.folder / "train_log.svg": plot for entry in entries if (plot := plot_log(entry)) is not None}
-    files[root / "MODEL_CARDS.md"] = _overview(entries)
+    files[root / "MODEL_CARDS.md"] = _overview(entries) + _related(root / "results" / "related_systems.md")
     readme = root / "README.md"
     text = readme.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
@@ -64,6 +64,14 @@ the best epoch where it was measured, as information: those weights are not publ
 Measure a figure again: `gode-zoo evaluate NAME --check`. The cards, which a name links to, have the recipe, the
 hardware and the limits.
 """
+
+
+def _related(page: Path) -> str:
+    """The page of related systems as a section, without its heading and note; nothing where it is not there."""
+    if not page.is_file():
+        return ""
+    body = "\n".join(ln for ln in page.read_text(encoding="utf-8").splitlines() if not ln.startswith(("# ", "<!--")))
+    return f"\n## Related systems\n\n{body.strip()}\n"
 
 
 def _table(entries: Sequence[Entry], link: str) -> str:

@@ -19,11 +19,12 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..families import Family, get_family
-from ._pretrained import WeightsError, hub_id, known_sha256, list_weights, verify_weights
+from ._pretrained import WeightsError, hub_id, known_sha256, list_weights, verify_weights, weights_file
 
-__all__ = ["CHANNELS", "CIFAR10_CFG", "MNIST_CFG", "StemBlockHead", "cfg", "create"]
+__all__ = ["CHANNELS", "CIFAR10_CFG", "MNIST_CFG", "StemBlockHead", "cfg", "create", "tagged_cfgs"]
 
 CHANNELS = 64
+TAGS = ("modern", "paper")
 
 
 class StemBlockHead(nn.Module):
@@ -224,6 +225,19 @@ def cfg(dataset: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         **dataset,
         **kwargs,
     }
+
+
+def tagged_cfgs(dataset: dict[str, Any], *archs: str) -> dict[str, dict[str, Any] | PretrainedCfg]:
+    """``arch.tag`` to ``pretrained_cfg`` of every weight that each architecture has, its default first.
+
+    The tags are ``modern`` (a better recipe on the same architecture) and ``paper`` (the paper's own). An architecture
+    without weights stands with the first, as a model has to have one.
+    """
+    found: dict[str, dict[str, Any] | PretrainedCfg] = {}
+    for arch in archs:
+        for tag in [tag for tag in TAGS if weights_file(arch, tag)] or TAGS[:1]:
+            found[f"{arch}.{tag}"] = cfg(dataset, **weights_file(arch, tag))
+    return found
 
 
 def create(

@@ -18,8 +18,7 @@ from ..fields import SplineConvField
 from ..ode_block import ODEBlock
 from ..solvers import get_solver
 from ..splines import BSplineBasis
-from ._classifier import CHANNELS, CIFAR10_CFG, MNIST_CFG, StemBlockHead, cfg, create
-from ._pretrained import weights_file
+from ._classifier import CHANNELS, CIFAR10_CFG, MNIST_CFG, StemBlockHead, create, tagged_cfgs
 
 __all__ = ["GODE"]
 
@@ -132,10 +131,7 @@ def _sequential_key(key: str) -> str:
 
 
 default_cfgs = generate_default_cfgs(
-    {
-        "gode_mnist_m4.modern": cfg(MNIST_CFG, **weights_file("gode_mnist_m4", "modern")),
-        "gode_cifar10_m8.modern": cfg(CIFAR10_CFG, **weights_file("gode_cifar10_m8", "modern")),
-    }
+    tagged_cfgs(MNIST_CFG, "gode_mnist_m4") | tagged_cfgs(CIFAR10_CFG, "gode_cifar10_m8")
 )
 
 

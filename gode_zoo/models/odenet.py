@@ -12,7 +12,7 @@ from torch import nn
 from ..families import Family
 from ..fields import ConcatConvField
 from ..ode_block import ODEBlock
-from ._classifier import CHANNELS, CIFAR10_CFG, MNIST_CFG, StemBlockHead, cfg, create
+from ._classifier import CHANNELS, CIFAR10_CFG, MNIST_CFG, StemBlockHead, create, tagged_cfgs
 from .gode import paper_step_size
 
 __all__ = ["ODENet"]
@@ -53,7 +53,9 @@ class ODENet(StemBlockHead):
         super().__init__(block, num_classes, in_chans, global_pool, drop_rate, device, dtype, family)
 
 
-default_cfgs = generate_default_cfgs({"odenet_mnist": cfg(MNIST_CFG), "odenet_cifar10": cfg(CIFAR10_CFG)})
+default_cfgs = generate_default_cfgs(
+    tagged_cfgs(MNIST_CFG, "odenet_mnist") | tagged_cfgs(CIFAR10_CFG, "odenet_cifar10")
+)
 
 
 @register_model

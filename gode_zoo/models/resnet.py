@@ -13,7 +13,7 @@ from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..families import Family
-from ._classifier import CHANNELS, CIFAR10_CFG, MNIST_CFG, StemBlockHead, cfg, create
+from ._classifier import CHANNELS, CIFAR10_CFG, MNIST_CFG, StemBlockHead, create, tagged_cfgs
 
 __all__ = ["ResNet"]
 
@@ -90,14 +90,8 @@ class ResNet(StemBlockHead):
 
 
 default_cfgs = generate_default_cfgs(
-    {
-        "resnet6_mnist": cfg(MNIST_CFG),
-        "resnet20_cifar10": cfg(CIFAR10_CFG),
-        "resnet1_mnist": cfg(MNIST_CFG),
-        "resnet1_cifar10": cfg(CIFAR10_CFG),
-        "stem_mnist": cfg(MNIST_CFG),
-        "stem_cifar10": cfg(CIFAR10_CFG),
-    }
+    tagged_cfgs(MNIST_CFG, "resnet6_mnist", "resnet1_mnist", "stem_mnist")
+    | tagged_cfgs(CIFAR10_CFG, "resnet20_cifar10", "resnet1_cifar10", "stem_cifar10")
 )
 
 
