@@ -245,9 +245,7 @@ class OutcomeTargets(Targets):
             )
         spread, slope = float(y.std()), float(self.family.link.derivative(offset))
         scale = spread / slope
-        if (
-            self.family.link.name != "identity"
-        ):  # a link bends: of few ones among many zeros it is no longer a straight line
+        if self.family.link.name != "identity":  # another link bends, and s reaches where it is no longer straight
             scale = min(scale, 1.0)
         unit = spread * scale * float(self.family.information(offset)) / slope
         return replace(self, offset=float(offset), scale=scale, unit=unit)
