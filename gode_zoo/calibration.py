@@ -2,6 +2,7 @@
 
     report = measure(family, y_test, eta_test)                         # coverage at 50, 80 and 95 %, as the model stands
     report = measure(family, y_test, eta_test, y_held, eta_held)       # and after calibration on held-out outcomes
+    report = calibrate(family, y, eta)                                 # where the same have to do for both
 
 The score of an outcome is the least level whose interval holds it (`Family.interval_level`). Where the model is right it
 is uniform. Calibration asks for the interval at the level that held a share `level` of the n held-out outcomes, the
@@ -17,12 +18,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .families import Family
 from .families.base import check_level
 
-__all__ = ["LEVELS", "Coverage", "calibrated_level", "coverage", "measure"]
+__all__ = ["LEVELS", "Coverage", "calibrate", "calibrated_level", "coverage", "measure", "measure_halves"]
 
 LEVELS = (0.5, 0.8, 0.95)
 _WIDEST = 1 - 1e-9  # an interval of level 1 would be the whole line
@@ -61,9 +63,7 @@ def calibrated_level(scores: Tensor, level: float) -> float:
     count = scores.numel()
     place = math.ceil((count + 1) * level - 1e-9)
     if place > count:
-        raise ValueError(
-            f"{count} held-out outcomes cannot calibrate level={level}: it takes at least {math.ceil(level / (1 - level))}"
-        )
+        raise ValueError(f"{count} held-out outcomes cannot calibrate level={level}: it takes at least {_least(level)}")
     # A hair more, so that rounding does not lose the outcome whose score it is.
     return min(float(scores.flatten().double().sort().values[place - 1]) + 1e-9, _WIDEST)
 
@@ -98,3 +98,53 @@ def measure(
         asked = calibrated_level(family.interval_level(y_held, eta_held), level)
         rows.append(Coverage(level, plain, asked, coverage(family, y, eta, asked)))
     return rows
+
+
+def measure_halves(family: Family, y: Tensor, eta: Tensor, levels: Sequence[float] = LEVELS) -> list[Coverage]:
+    """Coverage on one half of the outcomes, whose intervals the other half calibrates.
+
+    The halves are drawn at random but always the same. A level that so few cannot calibrate is left out.
+    """
+    halves = torch.randperm(len(y), generator=torch.Generator().manual_seed(0)).chunk(2)
+    possible = [level for level in levels if len(halves) == 2 and len(halves[1]) >= _least(level)]
+    if not possible:
+        return []
+    a, b = halves
+    return measure(family, y[a], eta[a], y[b], eta[b], possible)
+
+
+def calibrate(
+    family: Family,
+    y: Tensor,
+    eta: Tensor,
+    held: tuple[Tensor, Tensor] | None = None,
+    levels: Sequence[float] = LEVELS,
+) -> list[Coverage]:
+    """What to ask for from now on, and how often that holds an outcome.
+
+    Args:
+        family: with its dispersion.
+        y: outcomes to measure on, and ``eta`` their predictors.
+        held: other outcomes and their predictors, to calibrate by. Without them the level asked for is by all of ``y``,
+            and its coverage by halves of them.
+        levels: levels of the intervals. Of one that so few cannot calibrate, `asked` and `calibrated` are None.
+    """
+    known_y, known_eta = held if held is not None else (y, eta)
+    by_halves = (
+        {} if held is not None else {row.level: row.calibrated for row in measure_halves(family, y, eta, levels)}
+    )
+    rows = []
+    for level in levels:
+        plain, asked = coverage(family, y, eta, level), None
+        if len(known_y) >= _least(level):
+            asked = calibrated_level(family.interval_level(known_y, known_eta), level)
+        calibrated = by_halves.get(level)
+        if held is not None and asked is not None:
+            calibrated = coverage(family, y, eta, asked)
+        rows.append(Coverage(level, plain, asked, calibrated))
+    return rows
+
+
+def _least(level: float) -> int:
+    """How many outcomes it takes to calibrate a level."""
+    return math.ceil(level / (1 - level) - 1e-9)

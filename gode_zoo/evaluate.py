@@ -17,7 +17,7 @@ from timm.data.model_config import resolve_input_data_config
 from torch import nn
 
 from . import data as zoo_data
-from .calibration import LEVELS, Coverage, measure
+from .calibration import Coverage, measure_halves
 from .download import download
 from .families import Categorical, get_family
 from .models._pretrained import WeightsError, find_weights, verify_weights
@@ -159,9 +159,14 @@ def evaluate(
     classes = isinstance(family, Categorical)
     if "finetuned_from" in metrics:  # on anybody's images, of any size
         from .finetune_data import measured_images
+        from .targets import ClassTargets, OutcomeTargets, Targets
 
-        labels = json.loads((folder / "config.json").read_text(encoding="utf-8"))["label_names"]
-        data = measured_images(folder, metrics, labels, inputs["input_size"], data_dir)
+        targets: Targets = OutcomeTargets(family, tuple(metrics.get("outcome_names", ())))
+        if classes:
+            targets = ClassTargets(
+                tuple(json.loads((folder / "config.json").read_text(encoding="utf-8"))["label_names"])
+            )
+        data = measured_images(folder, metrics, targets, inputs["input_size"], data_dir)
     else:
         data = zoo_data.load_dataset(
             metrics["dataset"],
@@ -170,8 +175,9 @@ def evaluate(
             input_size=tuple(inputs["input_size"]),
             num_classes=model.num_classes if classes else None,  # type: ignore[arg-type]
         )
+        data = with_outcomes(data, family)
     if not classes:
-        return _evaluate_outcomes(model.to(device), with_outcomes(data, family).to(device), inputs, metrics, batch_size)
+        return _evaluate_outcomes(model.to(device), data.to(device), inputs, metrics, batch_size)
     measured = count_correct(model.to(device), data.to(device), inputs["mean"], inputs["std"], batch_size=batch_size)
     last = metrics["last"]
     return Evaluation(
@@ -185,14 +191,10 @@ def _evaluate_outcomes(
     """Deviance and metric on all of the data; coverage on one half, whose intervals the other half calibrates."""
     family, last = get_family(metrics["family"]), metrics["last"]
     y, eta = predictors(model, data, inputs["mean"], inputs["std"], batch_size)
-    halves = torch.randperm(len(y), generator=torch.Generator().manual_seed(0)).chunk(2)
-    # A level that so few outcomes cannot calibrate is left out.
-    levels = [level for level in LEVELS if len(halves[-1]) >= level / (1 - level)] if len(halves) == 2 else []
-    (a, b) = halves if levels else (halves[0], halves[0])
     return Evaluation(
         f"{metrics['model']}.{metrics['tag']}",
         metrics["dataset"],
         OutcomeScore.from_row({f"_{key}": value for key, value in last.items()}, ""),
         score_outcomes(family, y, eta),
-        tuple(measure(family, y[a], eta[a], y[b], eta[b], levels)),
+        tuple(measure_halves(family, y, eta)),
     )

@@ -2,9 +2,10 @@
 
     result = finetune("gode_mnist_m4", "photos/", "runs/photos")
     result.error, result.out_dir / "report.html"
+    finetune("gode_mnist_m4", "counts.csv", "runs/counts", family="poisson")    # outcomes instead of classes
 
 In this order, and nothing is written before the data are known to be fit:
-    the images are found, split (seeded, by class, where there is no split) and every one of them decoded
+    the images are found, split (seeded, by class where there are any, unless they are split) and every one of them decoded
     the model takes over the weights, its first convolution and classifier fitted to channels and classes
     a short range test finds the learning rate
     SGD with Nesterov momentum trains, its rate falling by a cosine, more slowly in lower layers; weights are averaged
@@ -13,7 +14,8 @@ In this order, and nothing is written before the data are known to be fit:
     which is then somewhat too good, for they were chosen by it
 
 The folder is that of a run (`run_folder.py`) with split.csv, lr_range.csv and report.html beside. The same seed gives the
-same run, and a run that was stopped or killed goes on with `resume` as if it had not been: on a CPU bit for bit.
+same run, and a run that was stopped or killed goes on with `resume` as if it had not been: on a CPU bit for bit. `targets.py`
+says how outcomes of a family differ from classes; for "error" read the mean deviance then.
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ import logging
 import math
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from .families import Categorical, Family
 from .finetune_data import FinetuneData, load_images
 from .finetune_job import FinetuneJob, FinetuneResult
 from .finetune_model import FREEZE, find_start, make_model
@@ -36,13 +40,15 @@ from .finetune_recipe import FinetuneRecipe, automatic_batch_size, automatic_ema
 from .folder_lock import locked_folder
 from .image_sources import find_images
 from .out_of_memory import is_out_of_memory
+from .outcomes import image_family
 from .recipes import Augment, Optimizer, Schedule
 from .run_folder import (
     CheckpointError,
     atomic_write,
     refuse_used_folder,
 )
-from .splits import describe_balance, split_samples, split_table
+from .splits import split_table
+from .targets import find_targets
 
 __all__ = ["FinetuneResult", "finetune"]
 
@@ -59,6 +65,7 @@ def finetune(
     epochs: int = 30,
     batch_size: int | None = None,
     lr: float | None = None,
+    family: str | Mapping[str, Any] | Family = "categorical",
     freeze: str = "none",
     layer_decay: float | None = None,
     image_size: int | None = None,
@@ -88,13 +95,15 @@ def finetune(
         epochs: at most so many.
         batch_size: default a power of two near a tenth of the training images, 8 to 64.
         lr: peak of the learning rate; default by a range test.
+        family: of what is learned: "categorical" for classes; or a family of outcomes (poisson, gaussian …), as
+            `get_family` takes it, and labels are numbers then (of bernoulli two classes will do).
         freeze: "none"; "stem" keeps the first convolutions as they are; "all-but-head" trains the classifier alone.
         layer_decay: factor on the learning rate from each layer to the one below, more than 0 and at most 1; default
             0.75, and 1 from random weights.
         image_size: height and width to bring images to; default the model's.
         val_fraction: of the training images, held out where the data have no validation split.
         patience: epochs without a better validation error after which it ends; 0 for never.
-        balanced: draw each class equally often.
+        balanced: draw each class equally often; not for outcomes.
         flip: mirror images at random; for digits and letters wrong.
         pretrained: False trains from random weights, for comparison.
         skip_broken: leave out images that cannot be read, instead of an error that names them.
@@ -119,13 +128,20 @@ def finetune(
         TrainingInterrupted: Ctrl-C or SIGTERM, after saving a checkpoint.
     """
     _check_arguments(epochs, batch_size, lr, freeze, layer_decay, image_size, patience, amp, max_steps)
+    learned = image_family(family, 1)
+    outcomes = not isinstance(learned, Categorical)
+    if balanced and outcomes:
+        raise ValueError(
+            f"balanced = True draws classes equally often, but family {learned.name} has none: leave it out"
+        )
     layer_decay = layer_decay or (0.75 if pretrained else 1.0)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     out = Path(out_dir)
     summary_writer = _tensorboard() if tensorboard else None
-    start = find_start(model, pretrained=pretrained)
-    source = find_images(data, data_dir=data_dir)
-    parts = split_samples(source, val_fraction, seed)
+    start = find_start(model, pretrained=pretrained, outcomes=outcomes)
+    source = find_images(data, data_dir=data_dir, outcomes=outcomes)
+    targets = find_targets(learned, source)
+    parts = targets.split(source, val_fraction, seed)
     if resume and not out.is_dir():
         raise CheckpointError(f"{out}: there is no such folder to resume from: check it, or leave --resume out")
     size = image_size or start.image_size
@@ -134,11 +150,11 @@ def finetune(
         if not resume:
             refuse_used_folder(out)
         _refuse_other_split(out, split_table(parts)) if resume else None
-        images = load_images(source, parts, start.channels, size, skip_broken=skip_broken, progress=progress)
+        images = load_images(source, parts, targets, start.channels, size, skip_broken=skip_broken, progress=progress)
         _logger.info("%s", _describe(source.name, images))
-        _logger.info("%s", describe_balance(parts["train"], balanced))
+        _logger.info("%s", targets.describe(parts["train"], balanced))
         torch.manual_seed(seed)
-        net = make_model(start, images.classes, images.channels, size, pretrained=pretrained).to(where)
+        net = make_model(start, images.targets, images.channels, size, pretrained=pretrained).to(where)
         _freeze(net, freeze)
         _refuse_full_disk(out, net)
         batch = min(batch_size or automatic_batch_size(len(images.train)), len(images.train))
@@ -151,13 +167,14 @@ def finetune(
             batch_size=batch,
             optimizer=Optimizer(lr=lr or 1.0, nesterov=True, weight_decay=_WEIGHT_DECAY),
             schedule=Schedule(name="cosine", warmup=0.1),
-            augment=Augment(crop_padding=max(size // 8, 1), flip=flip),
+            augment=Augment(crop_padding=0 if outcomes else max(size // 8, 1), flip=flip),
             ema_decay=automatic_ema_decay(steps),
             drop_last=False,
             seed=seed,
             amp=amp or automatic_precision(where),
             holdout=0.0 if source.of("val") else val_fraction,
-            model_args={"num_classes": len(images.classes), "in_chans": images.channels},
+            family=targets.recipe_family,
+            model_args={"num_classes": targets.num_outputs, "in_chans": images.channels},
             finetuned_from=start.source,
             freeze=freeze,
             layer_decay=layer_decay,
@@ -184,7 +201,8 @@ def finetune(
 
 def _describe(name: str, data: FinetuneData) -> str:
     test = f", {len(data.test):,} to test" if data.test else ""
-    return f"{name}: {len(data.classes):,} classes; {len(data.train):,} images to train, {len(data.val):,} to validate{test}"
+    classes = f"{len(data.targets.classes):,} classes; " if data.targets.classes else ""
+    return f"{name}: {classes}{len(data.train):,} images to train, {len(data.val):,} to validate{test}"
 
 
 def _call(model: str, data: str | Path, out: Path) -> str:

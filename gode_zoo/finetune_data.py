@@ -1,7 +1,7 @@
 """The images of a fine-tuning run: found, split, every one of them decoded, and fitted to the model.
 
-data = load_images("photos/", channels=3, image_size=32, …)
-data.train.images, data.train.labels          # (N, C, H, W) uint8, (N,) int64
+data = load_images(source, parts, targets, channels=3, image_size=32, …)
+data.train.images, data.train.labels          # (N, C, H, W) uint8, (N,) int64 of classes, float32 of outcomes
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .data import DataError, ImageData
 from .image_reading import Broken, read_images, refuse_broken
 from .image_sources import ImageSource, Sample, find_images
 from .run_display import counting
+from .targets import Targets
 
 __all__ = ["FinetuneData", "load_images", "measured_images"]
 
@@ -29,12 +30,12 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FinetuneData:
-    """Train, validation and (where there is one) test images, with the classes and what could not be read."""
+    """Train, validation and (where there is one) test images, with what is learned of them and what could not be read."""
 
     train: ImageData
     val: ImageData
     test: ImageData | None
-    classes: tuple[str, ...]
+    targets: Targets
     channels: int
     names: dict[str, list[str]]  # of each split's images
     broken: list[Broken]
@@ -43,6 +44,7 @@ class FinetuneData:
 def load_images(
     source: ImageSource,
     parts: dict[str, list[Sample]],
+    targets: Targets,
     channels: int,
     image_size: int,
     *,
@@ -53,7 +55,8 @@ def load_images(
 
     Args:
         source: from `find_images`.
-        parts: from `split_samples`.
+        parts: the samples of each split.
+        targets: what their labels mean; those of the data have been fitted to the training images.
         channels: what the model takes. Where that is one and the images have colours, three are read.
         image_size: height and width to bring them to.
         skip_broken: leave out what cannot be read, with a warning; else all of it is named in an error.
@@ -77,34 +80,27 @@ def load_images(
         else:
             channels = 3
             _logger.info("the images have colours: the model's first convolution is spread over three channels")
-    numbers = {name: i for i, name in enumerate(source.classes)}
-    labels = torch.tensor([numbers[samples[i].label] for i in kept], dtype=torch.int64)
+    labels = targets.read([samples[i].label for i in kept])
     of = {split: [k for k, i in enumerate(kept) if split_of[i] == split] for split in parts}
 
     def part(split: str) -> ImageData:
         index = torch.tensor(of[split], dtype=torch.int64)
-        return ImageData(images[index], labels[index], source.classes, f"{source.name}, {split}")
+        return ImageData(images[index], labels[index], targets.classes, f"{source.name}, {split}")
 
-    missing = sorted(set(range(len(source.classes))) - set(labels[of["train"]].tolist()))
-    if missing:
-        which = ", ".join(source.classes[i] for i in missing[:12])
-        raise DataError(
-            f"{source.name}: no image is left to train with of {which}{' …' if len(missing) > 12 else ''}: mend the broken "
-            "ones, add some, or take the class away"
-        )
+    targets = targets.fitted(labels[of["train"]], source.name)
     if not of["val"]:
         raise DataError(f"{source.name}: no image is left for validation: mend the broken ones, or add some")
     train = part("train")
     _warn_of_copies(train.images, images, of)
     names = {split: [samples[kept[k]].name for k in places] for split, places in of.items()}
     test = part("test") if of["test"] else None
-    return FinetuneData(train, part("val"), test, source.classes, channels, names, broken)
+    return FinetuneData(train, part("val"), test, targets, channels, names, broken)
 
 
 def measured_images(
     folder: Path,
     metrics: dict[str, Any],
-    classes: Sequence[str],
+    targets: Targets,
     input_size: Sequence[int],
     data_dir: str | Path | None,
 ) -> ImageData:
@@ -122,11 +118,11 @@ def measured_images(
         ) from error
     split = "val" if metrics["split"] == "validation" else metrics["split"]
     wanted = {row["path"]: row["label"] for row in csv.DictReader(text.splitlines()) if row["split"] == split}
-    source = find_images(metrics["dataset"], data_dir=data_dir)
+    source = find_images(metrics["dataset"], data_dir=data_dir, outcomes=not targets.classes)
     samples = [sample for sample in source.samples if sample.name in wanted]
     images, kept, _ = read_images(samples, input_size)
-    labels = torch.tensor([classes.index(wanted[samples[i].name]) for i in kept], dtype=torch.int64)
-    return ImageData(images, labels, tuple(classes), f"{source.name}, {split}")
+    labels = targets.read([wanted[samples[i].name] for i in kept])
+    return ImageData(images, labels, targets.classes, f"{source.name}, {split}")
 
 
 def _all_grey(images: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """One run of fine-tuning: its recipe, model and images, the loop over them, and what it leaves in its folder.
 
 `finetune.py` makes the job and says what is done in which order. Shapes: B images of a batch, (B, C, H, W) uint8 until
-they are normalised; logits (B, number of classes).
+they are normalised; outputs (B, number of classes), or (B, 1) of outcomes.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from timm.data.model_config import resolve_input_data_config
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from . import data as zoo_data
-from .class_predictions import ClassPredictions, predict_classes
+from .calibration import Coverage
+from .evaluate import Score
 from .finetune_data import FinetuneData
 from .finetune_recipe import FinetuneRecipe
 from .lr_range import LRRange, find_lr
 from .out_of_memory import OutOfMemoryHint, batch_that_fits, is_out_of_memory
+from .outcomes import OutcomeScore
 from .recipes import learning_rate
 from .report import write_report
 from .run_display import counting, display, stop_signals
@@ -43,6 +44,7 @@ from .run_folder import (
     write_metrics,
 )
 from .run_state import RunState, refuse_non_finite_loss, refuse_non_finite_weights
+from .targets import Predictions
 from .train import TrainingInterrupted
 
 __all__ = ["FinetuneJob", "FinetuneResult"]
@@ -57,8 +59,9 @@ _PROBE = 128  # images on which the range test watches the loss
 class FinetuneResult:
     """What a call of `finetune` came to.
 
-    `finished` is false where `max_steps` ended it, and `error` (in %, of `split`) is None then; `best_epoch` is the one
-    whose weights were kept. `history` has one dict an epoch.
+    `finished` is false where `max_steps` ended it, and `error` (in %, of `split`; of outcomes the mean deviance) and `score`
+    are None then; `best_epoch` is the one whose weights were kept. `history` has one dict an epoch. `coverage`, of outcomes
+    alone, says how often predictive intervals hold one.
     """
 
     out_dir: Path
@@ -72,6 +75,8 @@ class FinetuneResult:
     error: float | None
     classes: tuple[str, ...]
     history: list[dict[str, Any]]
+    score: Score | OutcomeScore | None = None
+    coverage: tuple[Coverage, ...] = ()
 
 
 class FinetuneJob:
@@ -81,13 +86,14 @@ class FinetuneJob:
         self, recipe: FinetuneRecipe, out: Path, model: Any, data: FinetuneData, device: torch.device, progress: bool
     ) -> None:
         self.recipe, self.out, self.model, self.device, self.progress = recipe, out, model, device, progress
-        self.data = data
+        self.data, self.targets = data, data.targets
         self.images, self.labels = data.train.images.to(device), data.train.labels.to(device)
         inputs = resolve_input_data_config(model)
         self.mean, self.std = inputs["mean"], inputs["std"]
         self.lr_range: LRRange | None = None
-        counts = self.labels.bincount(minlength=len(data.classes)).double()
-        self.weights = (1.0 / counts)[self.labels] if recipe.balanced else None  # of each image, in drawing
+        self.weights: Tensor | None = None  # of each image, in drawing
+        if recipe.balanced:
+            self.weights = (1.0 / self.labels.bincount().double())[self.labels]
         self.steps_per_epoch = math.ceil(len(self.labels) / recipe.batch_size)
 
     def make_optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
@@ -123,13 +129,13 @@ class FinetuneJob:
         return zoo_data.normalize(images, self.mean, self.std), self.labels[index]
 
     def forward(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Logits, in the run's precision."""
+        """Outputs, in the run's precision."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp == "bf16"):
             return model(x).float()
 
     def loss(self, model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-        """Cross entropy."""
-        return F.cross_entropy(self.forward(model, x), labels)
+        """What is minimised."""
+        return self.targets.loss(self.forward(model, x), labels) / self.targets.unit
 
     # The learning rate
 
@@ -169,7 +175,7 @@ class FinetuneJob:
 
         def step(batch: int) -> None:
             x = torch.zeros(batch, *shape, device=self.device)
-            self.loss(self.model, x, torch.zeros(batch, dtype=torch.int64, device=self.device)).backward()
+            self.loss(self.model, x, self.labels[:1].expand(batch)).backward()
             self.model.zero_grad(set_to_none=True)
 
         self.model.zero_grad(set_to_none=True)
@@ -241,17 +247,17 @@ class FinetuneJob:
                 )
                 for index in rest:
                     x, labels = self.batch(index, augment)
-                    logits = self.forward(model, x)
-                    loss = F.cross_entropy(logits, labels)
+                    outputs = self.forward(model, x)
+                    loss = self.targets.loss(outputs, labels)
                     optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
+                    (loss / self.targets.unit).backward()
                     optimizer.step()
                     schedule.step()
                     run.step += 1
                     run.batch += 1
                     ema.update(model, step=run.step)
                     run.loss_sum += loss.detach().double() * len(labels)
-                    run.correct += (logits.detach().argmax(dim=1) == labels).sum()
+                    run.correct += self.targets.count_right(outputs.detach(), labels)
                     run.seen += len(labels)
                     if self.device.type == "cpu" or run.step % 20 == 0 or run.batch == self.steps_per_epoch:
                         refuse_non_finite_loss(run, checkpoint, _MEND)
@@ -277,13 +283,13 @@ class FinetuneJob:
         self, run: RunState, published: nn.Module, best: dict[str, Tensor], seconds: float, board: Any
     ) -> None:
         """Measure on the validation images, add a row to the history, and keep the weights where they are the best."""
-        val = self.measure(published, self.data.val)
+        val = self.measure(self.targets.folded(published), self.data.val)
         row: dict[str, Any] = {
             "epoch": run.epoch + 1,
             "step": run.step,
             "lr": learning_rate(self.recipe, run.step - 1, self.steps_per_epoch),
             "train_loss": (run.loss_sum / run.seen).item(),
-            "train_acc": 100.0 * (run.correct / run.seen).item(),
+            **self.targets.train_figures(run),
             "val_error": val.error,
             "val_loss": val.loss,
             "seconds": round(seconds, 1),
@@ -294,40 +300,44 @@ class FinetuneJob:
             best.update({name: value.detach().clone() for name, value in published.state_dict().items()})
         run.epoch, run.batch = run.epoch + 1, 0
         _logger.info(
-            "epoch %d/%d  loss %.4f  validation error %.2f %%%s",
-            run.epoch, self.recipe.epochs, row["train_loss"], val.error, "  best so far" if _best_row(run.history) is row else "",
+            "epoch %d/%d  loss %.4f  validation %s%s",
+            run.epoch, self.recipe.epochs, row["train_loss"], val.score, "  best so far" if _best_row(run.history) is row else "",
         )  # fmt: skip
         if board is not None:
-            for key in ("lr", "train_loss", "train_acc", "val_error", "val_loss"):
+            for key in ("lr", "train_loss", *self.targets.train_figures(run), "val_error", "val_loss"):
                 board.add_scalar(key, row[key], run.epoch)
 
-    def measure(self, model: nn.Module, data: zoo_data.ImageData) -> ClassPredictions:
+    def measure(self, model: nn.Module, data: zoo_data.ImageData) -> Predictions:
         """Predictions in the weights' own precision."""
-        return predict_classes(model, data.images, data.labels, self.mean, self.std)
+        return self.targets.predict(model, data, self.mean, self.std)
 
     # What comes out
 
     def finish(self, run: RunState, published: nn.Module, command: str) -> FinetuneResult:
         """Write weights, metrics and report of the best epoch."""
         best = _best_row(run.history)
+        published = self.targets.folded(published)
         val = self.measure(published, self.data.val)
         measured = self.data.test or self.data.val
         split = "test" if self.data.test else "validation"
-        predictions = self.measure(published, measured) if self.data.test else val
+        predictions, more = self.targets.finish(
+            published, val, self.measure(published, measured) if self.data.test else val
+        )
         score = predictions.score
-        save_weights(self.out, published, self.recipe, self.data.classes)
+        save_weights(self.out, published, self.recipe, self.targets.classes)
         selected: dict[str, Any] = {
             "epoch": best["epoch"],
             "val_error": best["val_error"],
             "selected_by": "the validation split",
         }
         if self.data.test:
-            selected |= {"error": score.error, "correct": score.correct, "total": score.total}
+            selected |= score.to_dict()
         changes = {
             "finetuned_from": self.recipe.finetuned_from,
             "split": split,
             "epochs": run.epoch,
-            "last": {"epoch": best["epoch"], "error": score.error, "correct": score.correct, "total": score.total},
+            "last": {"epoch": best["epoch"], **score.to_dict()},
+            **more,
         }
         write_metrics(
             self.out, published, self.recipe, score, selected, None, run.seconds, run.sources, self.device, changes
@@ -338,18 +348,21 @@ class FinetuneJob:
             recipe=self.recipe,
             history=run.history,
             lr_range=self.lr_range,
-            predictions=predictions,
-            images=measured.images,
-            names=self.data.names["test" if self.data.test else "val"],
-            classes=self.data.classes,
-            train_counts=self.labels.bincount(minlength=len(self.data.classes)).tolist(),
+            findings=self.targets.findings(
+                predictions,
+                run.history,
+                measured,
+                self.data.names["test" if self.data.test else "val"],
+                self.labels,
+                split,
+            ),
             split=split,
             broken=self.data.broken,
             command=command,
         )
         return self.result(run, predictions, split)
 
-    def result(self, run: RunState, predictions: ClassPredictions | None, split: str | None) -> FinetuneResult:
+    def result(self, run: RunState, predictions: Predictions | None, split: str | None) -> FinetuneResult:
         """Of a run that is finished, where there are predictions, or was ended before."""
         best = _best_row(run.history) if run.history else None
         return FinetuneResult(
@@ -362,8 +375,10 @@ class FinetuneJob:
             val_error=best["val_error"] if best else None,
             split=split or ("test" if self.data.test else "validation"),
             error=predictions.error if predictions else None,
-            classes=self.data.classes,
+            classes=self.targets.classes,
             history=run.history,
+            score=predictions.score if predictions else None,
+            coverage=getattr(predictions, "coverage", ()),
         )
 
 

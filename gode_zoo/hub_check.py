@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from .cards import CardError, card, plot_log, read_entry
+from .families import Categorical
 from .hub_folder import PUBLISHED_FILES, build_empty, check_names, check_weights, read_config
 from .models._pretrained import WeightsError
 from .ode_block import ODEBlock
@@ -126,8 +127,15 @@ def _disagreements(folder: Path, metrics: dict[str, Any], config: dict[str, Any]
     except (yaml.YAMLError, KeyError, TypeError) as error:
         return [f"{folder / 'recipe.yaml'}: cannot be read ({error!r}): restore it"]
     problems = [f"{folder / 'metrics.json'}: {key} is {a!r}, but {who} {b!r}" for key, a, who, b in pairs if a != b]
-    names = config.get("label_names")
-    if not names or len(names) != config.get("num_classes"):
+    names, family = config.get("label_names"), getattr(model, "family", None)
+    outcomes = family is not None and not isinstance(family, Categorical)
+    if metrics.get("family") != (family.to_dict() if family is not None and outcomes else None):
+        problems.append(
+            f"{folder / 'metrics.json'}: family is {metrics.get('family')!r}, but the model has {family!r}: restore one"
+        )
+    elif outcomes and config.get("num_classes") != 1:
+        problems.append(f"{folder / 'config.json'}: num_classes is {config.get('num_classes')!r}, an outcome has 1")
+    elif not outcomes and (not names or len(names) != config.get("num_classes")):
         problems.append(
             f"{folder / 'config.json'}: {len(names or ())} label_names for {config.get('num_classes')} classes"
         )

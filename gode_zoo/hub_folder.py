@@ -139,7 +139,10 @@ def check_arguments(arguments: dict[str, Any], where: str) -> None:
     """
     refuse = partial(_refusal, where)
     for key, value in arguments.items():
-        _check_argument(key, value, refuse)
+        if key == "family" and isinstance(value, dict):
+            _check_family(value, refuse)
+        else:
+            _check_argument(key, value, refuse)
     if (step := arguments.get("step_size")) is not None:
         span = arguments.get("t_span") or (0.0, 1.0)
         if (
@@ -173,6 +176,14 @@ def _check_argument(key: str, value: Any, refuse: Callable[[str, str], WeightsEr
         f"model_args.{key} {value!r:.100}",
         f"a number, a word, true, false, null or a list of up to {_MAX_LENGTH:,} numbers is allowed",
     )
+
+
+def _check_family(family: dict[str, Any], refuse: Callable[[str, str], WeightsError]) -> None:
+    """A mapping as `get_family` takes it; its dispersion may be any number, for it makes nothing larger."""
+    words, dispersion = [family.get(key, "") for key in ("name", "link")], family.get("dispersion", 1.0)
+    known = family.keys() <= {"name", "link", "dispersion"}
+    if not known or not all(isinstance(word, str) for word in words) or not _numbers([dispersion]):
+        raise refuse(f"model_args.family {family!r:.100}", "a name, or name, link and dispersion are allowed")
 
 
 def _numbers(values: Any) -> bool:

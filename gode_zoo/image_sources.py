@@ -46,7 +46,7 @@ SPLITS = {
 _SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
 
 _PATH_COLUMNS = ("path", "file", "filename", "image", "image_path", "filepath")
-_LABEL_COLUMNS = ("label", "class", "target", "category", "label_name", "class_name")
+_LABEL_COLUMNS = ("label", "class", "target", "category", "label_name", "class_name", "outcome")
 
 Opened = Path | IO[bytes] | Image.Image
 
@@ -67,7 +67,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """A data set: its name without the folders it lies in, its samples, and its classes in their order."""
+    """A data set: its name without the folders it lies in, its samples, and its classes in their order (none of outcomes)."""
 
     name: str
     samples: list[Sample]
@@ -86,12 +86,13 @@ class _Entry:
     opener: Callable[[], Opened] | None  # None for a folder
 
 
-def find_images(data: str | Path, *, data_dir: str | Path | None = None) -> ImageSource:
+def find_images(data: str | Path, *, data_dir: str | Path | None = None, outcomes: bool = False) -> ImageSource:
     """List the images of a data set; of files none is opened yet.
 
     Args:
         data: see the head of the module.
         data_dir: where datasets of timm's names are kept, and where a relative path is looked for first.
+        outcomes: labels are no classes, and any may stand in any split.
 
     Raises:
         DataError: nothing there, no image, fewer than two classes, images outside of class folders, a class without an
@@ -99,16 +100,16 @@ def find_images(data: str | Path, *, data_dir: str | Path | None = None) -> Imag
     """
     name = str(data)
     if name.startswith(("torch/", "hfds/")):
-        return _checked(name, name, _named(name, data_dir))
+        return _checked(name, name, _named(name, data_dir), outcomes)
     path = _existing(name, data_dir)
     shown = path.resolve().name
     if path.is_dir():
-        return _checked(shown, str(path), _labelled(list(_folder_entries(path)), str(path)))
+        return _checked(shown, str(path), _labelled(list(_folder_entries(path)), str(path)), outcomes)
     if path.suffix.lower() in (".csv", ".tsv"):
-        return _checked(shown, str(path), _from_csv(path))
+        return _checked(shown, str(path), _from_csv(path), outcomes)
     if path.suffix.lower() in EXTENSIONS:
         raise DataError(f"{path}: is one image: give the folder that holds one folder of images a class")
-    return _checked(shown, str(path), _labelled(list(_tar_entries(path)), str(path)))
+    return _checked(shown, str(path), _labelled(list(_tar_entries(path)), str(path)), outcomes)
 
 
 def natural_key(text: str) -> list[Any]:
@@ -128,13 +129,15 @@ def _existing(name: str, data_dir: str | Path | None) -> Path:
     )
 
 
-def _checked(name: str, where: str, samples: list[Sample]) -> ImageSource:
+def _checked(name: str, where: str, samples: list[Sample], outcomes: bool) -> ImageSource:
     """The source, refused where nothing can be learned from it."""
     if not samples:
         raise DataError(f"{where}: holds no image: it must hold one folder of images a class")
     splits = {sample.split for sample in samples}
     if splits != {""} and "train" not in splits:
         raise DataError(f"{where}: has images of {', '.join(sorted(splits))} but none to train with: add train")
+    if outcomes:
+        return ImageSource(name, samples, ())
     known = {sample.label for sample in samples if sample.split in ("", "train")}
     unknown = sorted({sample.label for sample in samples} - known, key=natural_key)
     if unknown:

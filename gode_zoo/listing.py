@@ -7,6 +7,7 @@ from typing import NamedTuple
 import timm
 
 from .models._pretrained import list_weights
+from .outcomes import OutcomeScore
 
 __all__ = ["ListedModel", "list_zoo"]
 
@@ -19,7 +20,8 @@ class ListedModel(NamedTuple):
         tag: name of the weights, None where none are bundled.
         num_parameters: of the architecture as created by its name alone.
         dataset: what the weights were trained on and tested with.
-        error: test error in %, as reported in metrics.json.
+        error: test error in %, as reported in metrics.json; None where outcomes are no classes.
+        outcome: deviance and metric in words, where they are not.
     """
 
     arch: str
@@ -27,6 +29,7 @@ class ListedModel(NamedTuple):
     num_parameters: int
     dataset: str | None = None
     error: float | None = None
+    outcome: str | None = None
 
 
 def list_zoo() -> Iterator[ListedModel]:
@@ -40,4 +43,8 @@ def list_zoo() -> Iterator[ListedModel]:
                 yield ListedModel(arch, None, num_parameters)
             for tag, folder in weights:
                 metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
-                yield ListedModel(arch, tag, num_parameters, metrics["dataset"], metrics["last"]["error"])
+                last, error, outcome = metrics["last"], metrics["last"]["error"], None
+                if "family" in metrics:
+                    score = OutcomeScore.from_row({f"_{key}": value for key, value in last.items()}, "")
+                    error, outcome = None, str(score)
+                yield ListedModel(arch, tag, num_parameters, metrics["dataset"], error, outcome)

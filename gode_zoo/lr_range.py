@@ -94,7 +94,7 @@ def find_lr(
                 break
             curve.append((lr, loss))
             on_step(step + 1)
-            if loss > 2.0 * start + 1.0:
+            if loss > start + abs(start) + 1.0:  # a log-likelihood may be negative
                 break
     if not curve:
         raise ValueError(

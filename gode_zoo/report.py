@@ -1,39 +1,33 @@
 """report.html: one page that shows what came of a fine-tuning run. It holds everything it shows and loads nothing.
 
-    write_report(out, model=…, recipe=…, history=…, predictions=…, …)
+    write_report(out, model=…, recipe=…, history=…, findings=…, …)
 
-Of many classes the page shows what is worth seeing: the confusions that occur most, the classes that are worst.
+`report_classes.py` and `report_outcomes.py` make the findings.
 """
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import json
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from .class_predictions import ClassPredictions
 from .finetune_recipe import FinetuneRecipe
 from .image_reading import Broken
 from .layers import SplineConv2d
 from .lr_range import LRRange
 from .ode_block import ODEBlock
+from .recipes import Augment
+from .report_parts import Findings, section, table, text
 from .run_folder import atomic_write
-from .svg_charts import bar_chart, line_chart
+from .svg_charts import line_chart
 
 __all__ = ["write_report"]
 
-_MATRIX_CLASSES = 30  # up to so many the confusion matrix is drawn whole
 _LISTED = 100  # rows of a list, at most
-_THUMBNAILS = 12
 _TIMES = 101  # points of a kernel's curve
 
 
@@ -44,11 +38,7 @@ def write_report(
     recipe: FinetuneRecipe,
     history: Sequence[dict[str, Any]],
     lr_range: LRRange | None,
-    predictions: ClassPredictions,
-    images: Tensor,
-    names: Sequence[str],
-    classes: Sequence[str],
-    train_counts: Sequence[int],
+    findings: Findings,
     split: str,
     broken: Sequence[Broken],
     command: str,
@@ -61,25 +51,18 @@ def write_report(
         recipe: of the run.
         history: one dict an epoch.
         lr_range: of the range test, where there was one.
-        predictions: of the images measured.
-        images: these, (N, C, H, W) uint8.
-        names: of these.
-        classes: names of the classes.
-        train_counts: training images of each class.
+        findings: what came of it.
         split: what was measured, "test" or "validation".
         broken: images that were left out.
         command: what made the run.
     """
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     sections = [
-        _summary(recipe, metrics, predictions, split, classes),
-        _section("Learning", _learning(history, metrics["last"]["epoch"], lr_range)),
-        _section(f"Confusions ({split})", _confusions(predictions, classes)),
-        _section(f"Accuracy of each class ({split})", _per_class(predictions, classes, train_counts)),
-        _section(f"Reliability ({split})", _reliability(predictions)),
-        _section(f"Best and worst predictions ({split})", _examples(predictions, images, names, classes)),
-        _section("Kernels over t", _kernels(model)),
-        _section("How it was made", _made(recipe, metrics, broken, command)),
+        _summary(recipe, metrics, findings, split),
+        section("Learning", _learning(history, findings, metrics["last"]["epoch"], lr_range, recipe.augment)),
+        *(section(title, content) for title, content in findings.sections),
+        section("Kernels over t", _kernels(model)),
+        section("How it was made", _made(recipe, metrics, broken, command)),
     ]
     title = f"{recipe.model} on {recipe.dataset}"
     page = (
@@ -87,49 +70,38 @@ def write_report(
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         # Nothing is loaded and nothing runs, whatever a class or a file is called.
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
-        f"<title>{_text(title)}</title>\n<style>{_STYLE}</style></head>\n<body><main>\n"
-        f"<h1>{_text(title)}</h1>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</main></body></html>\n"
+        f"<title>{text(title)}</title>\n<style>{_STYLE}</style></head>\n<body><main>\n"
+        f"<h1>{text(title)}</h1>\n" + "\n".join(sections) + "\n</main></body></html>\n"
     )
     atomic_write(out / "report.html", lambda file: file.write(page.encode("utf-8", "backslashreplace")))
 
 
-def _summary(
-    recipe: FinetuneRecipe, metrics: dict[str, Any], predictions: ClassPredictions, split: str, classes: Sequence[str]
-) -> str:
-    score = predictions.score
-    p = score.correct / score.total
-    spread = 100.0 * math.sqrt(p * (1.0 - p) / score.total)
-    around = f", ± {spread:.2f}" if 0.0 < p < 1.0 else ""  # of none or all wrong the size says nothing
+def _summary(recipe: FinetuneRecipe, metrics: dict[str, Any], findings: Findings, split: str) -> str:
     chosen = (
         "The test images were read once, at the end."
         if split == "test"
         else "The weights were chosen by these images too, so on others expect a little more."
     )
     cards = [
-        (f"{score.error:.2f} %", f"{split} error{around} ({score.total - score.correct:,} of {score.total:,})"),
-        (f"{len(classes):,}", "classes"),
+        *findings.tiles,
         (str(metrics["last"]["epoch"]), f"best of {metrics['epochs']} epochs"),
         (f"{metrics['parameters']:,}", "parameters"),
     ]
-    tiles = "".join(f"<div><b>{_text(value)}</b><span>{_text(what)}</span></div>" for value, what in cards)
+    tiles = "".join(f"<div><b>{text(value)}</b><span>{text(what)}</span></div>" for value, what in cards)
     start = f"from {recipe.finetuned_from}" if recipe.finetuned_from else "from random weights"
-    return f'<p>Trained {_text(start)}. {chosen}</p><div class="tiles">{tiles}</div>'
+    return f'<p>Trained {text(start)}. {chosen}</p><div class="tiles">{tiles}</div>'
 
 
-def _learning(history: Sequence[dict[str, Any]], best: int, lr_range: LRRange | None) -> str:
+def _learning(
+    history: Sequence[dict[str, Any]], findings: Findings, best: int, lr_range: LRRange | None, augment: Augment
+) -> str:
     loss = {
         "training": [(row["epoch"], row["train_loss"]) for row in history],
         "validation": [(row["epoch"], row["val_loss"]) for row in history],
     }
-    error = {
-        "training": [(row["epoch"], 100.0 - row["train_acc"]) for row in history],
-        "validation": [(row["epoch"], row["val_error"]) for row in history],
-    }
     charts = [
         line_chart(loss, x_label="epoch", y_label="Loss (dashed: the epoch kept)", mark_x=best),
-        line_chart(error, x_label="epoch", y_label="Error, %", mark_x=best),
+        line_chart(findings.curves, x_label="epoch", y_label=findings.curve_label, mark_x=best),
     ]
     if lr_range is not None:
         charts.append(
@@ -141,99 +113,9 @@ def _learning(history: Sequence[dict[str, Any]], best: int, lr_range: LRRange | 
                 mark_x=lr_range.lr if lr_range.lr >= lr_range.curve[0][0] else None,
             )
         )
-    note = "<p>Training figures are of augmented images and of the weights at that time; validation is of their average.</p>"
+    images = "augmented images and of " if augment != Augment() else ""
+    note = f"<p>Training figures are of {images}the weights at that time; validation is of their average.</p>"
     return f'<div class="charts">{"".join(charts)}</div>{note}'
-
-
-def _confusions(predictions: ClassPredictions, classes: Sequence[str]) -> str:
-    counts = predictions.confusions()
-    wrong = [(pair, n) for pair, n in counts.most_common() if pair[0] != pair[1]]
-    rows = [
-        (classes[true], classes[said], f"{n:,}")
-        for (true, said), n in wrong[: _LISTED if len(classes) > _MATRIX_CLASSES else 10]
-    ]
-    listed = _table(("is", "taken for", "images"), rows) if rows else "<p>Every image was right.</p>"
-    if len(classes) > _MATRIX_CLASSES:
-        return f"<p>Of {len(classes):,} classes, what is confused most:</p>{listed}"
-    totals = predictions.labels.bincount(minlength=len(classes)).tolist()
-    head = "".join(f'<th class="up"><span>{_text(name)}</span></th>' for name in classes)
-    lines = []
-    for true, name in enumerate(classes):
-        cells = []
-        for said in range(len(classes)):
-            n = counts[true, said]
-            share = n / totals[true] if totals[true] else 0.0
-            colour = "--right" if true == said else "--wrong"
-            told = f"{_text(name)} taken for {_text(classes[said])}: {n}"
-            cells.append(
-                f'<td style="background:color-mix(in srgb,var({colour}) {100 * share**0.5:.0f}%,transparent)" title="{told}">'
-                f"{n or ''}</td>"
-            )
-        lines.append(f'<tr><th scope="row">{_text(name)}</th>{"".join(cells)}</tr>')
-    matrix = (
-        f'<div class="wide"><table class="matrix"><caption>Rows: the true class. Columns: what was said.</caption>'
-        f"<thead><tr><th></th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-    )
-    return matrix + (f"<p>Most often confused:</p>{listed}" if rows else listed)
-
-
-def _per_class(predictions: ClassPredictions, classes: Sequence[str], train_counts: Sequence[int]) -> str:
-    scores = list(zip(classes, predictions.per_class(len(classes)), train_counts, strict=True))
-    seen = [row for row in scores if row[1].total]
-    unseen = [name for name, score, _ in scores if not score.total]
-    note = ""
-    if len(seen) > _LISTED:
-        seen = sorted(seen, key=lambda row: row[1].correct / row[1].total)[:_LISTED]
-        note = f"<p>The {_LISTED} worst of {len(classes):,} classes.</p>"
-    if unseen:
-        some = ", ".join(unseen[:20]) + (f" and {len(unseen) - 20:,} more" if len(unseen) > 20 else "")
-        note += f"<p>Not measured, for there is no image: {_text(some)}.</p>"
-    rows = []
-    for name, score, trained in seen:
-        share = 100.0 * score.correct / score.total
-        rows.append(
-            f'<tr><th scope="row">{_text(name)}</th><td class="bar"><i style="width:{share:.1f}%"></i></td>'
-            f"<td>{share:.1f} %</td><td>{score.correct:,} of {score.total:,}</td><td>{trained:,}</td></tr>"
-        )
-    head = "<tr><th>class</th><th></th><th>accuracy</th><th>right</th><th>trained on</th></tr>"
-    return f"{note}<table>{head}{''.join(rows)}</table>"
-
-
-def _reliability(predictions: ClassPredictions) -> str:
-    bins, error = predictions.calibration()
-    bars = [
-        (
-            b.accuracy,
-            f"{b.count} images, confidence {b.confidence:.2f}, right {b.accuracy:.2f}" if b.count else "no image",
-        )
-        for b in bins
-    ]
-    chart = bar_chart(bars, x_label="confidence", y_label="Share that is right (dashed: perfect)", diagonal=True)
-    counts = ", ".join(f"{b.count:,}" for b in bins)
-    return (
-        f'<div class="charts">{chart}</div><p>Expected calibration error {100.0 * error:.1f} %: by how much confidence and '
-        f"accuracy differ on average. Images in each bin: {counts}.</p>"
-    )
-
-
-def _examples(predictions: ClassPredictions, images: Tensor, names: Sequence[str], classes: Sequence[str]) -> str:
-    best, worst = predictions.extremes(_THUMBNAILS)
-
-    def row(title: str, chosen: Iterable[int]) -> str:
-        cells = []
-        for i in chosen:
-            true, said = classes[int(predictions.labels[i])], classes[int(predictions.predicted[i])]
-            right = true == said
-            text = f"{true}" if right else f"{said}, is {true}"
-            cells.append(
-                f'<figure class="{"right" if right else "wrong"}"><img alt="{_text(names[i])}" title="{_text(names[i])}" '
-                f'src="{_data_url(images[i])}"><figcaption>{_text(text)}<br>'
-                f"{100.0 * float(predictions.true_probability[i]):.1f} %</figcaption></figure>"
-            )
-        return f'<h3>{title}</h3><div class="thumbs">{"".join(cells)}</div>'
-
-    note = "<p>As the model sees them. The figure is the probability that it gave to the true class.</p>"
-    return note + row("Surest and right", best) + row("Furthest from right", worst)
 
 
 def _kernels(model: nn.Module) -> str:
@@ -246,8 +128,10 @@ def _kernels(model: nn.Module) -> str:
             out_channel, in_channel = divmod(int(sizes.argmax()), sizes.shape[1])
             t0, t1 = layer.basis.t_span
             times = torch.linspace(t0, t1, _TIMES, dtype=torch.float64)
-            table = layer.basis(times.to(layer.coeffs.device))
-            weights = (layer.coeffs[out_channel, in_channel].to(table).flatten(0, 1) @ table.T).cpu()  # (kH kW, times)
+            values = layer.basis(times.to(layer.coeffs.device))
+            weights = (
+                layer.coeffs[out_channel, in_channel].to(values).flatten(0, 1) @ values.T
+            ).cpu()  # (kH kW, times)
             columns = layer.kernel_size[1]
             curves = {
                 f"{k // columns + 1}, {k % columns + 1}": list(zip(times.tolist(), w.tolist(), strict=True))
@@ -271,36 +155,13 @@ def _made(recipe: FinetuneRecipe, metrics: dict[str, Any], broken: Sequence[Brok
         ("time", f"{metrics['wall_clock_seconds']:.0f} s"),
         ("sha256 of the weights", metrics["sha256"]),
     ]
-    parts = [f"<p>Command:</p><pre>{_text(command)}</pre>", _table(("environment", ""), rows)]
-    parts.append(f"<p>Settings (recipe.yaml):</p><pre>{_text(recipe.to_yaml())}</pre>")
+    parts = [f"<p>Command:</p><pre>{text(command)}</pre>", table(("environment", ""), rows)]
+    parts.append(f"<p>Settings (recipe.yaml):</p><pre>{text(recipe.to_yaml())}</pre>")
     if broken:
-        items = "".join(f"<li>{_text(str(each))}</li>" for each in broken[:_LISTED])
+        items = "".join(f"<li>{text(str(each))}</li>" for each in broken[:_LISTED])
         more = f"<p>and {len(broken) - _LISTED:,} more</p>" if len(broken) > _LISTED else ""
         parts.append(f"<p>{len(broken):,} images could not be read and were left out:</p><ul>{items}</ul>{more}")
     return "".join(parts)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _text(value: str) -> str:
-    return html.escape(value, quote=True)
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{_text(title)}</h2>{content}</section>"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    cells = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><tr>{''.join(f'<th>{_text(cell)}</th>' for cell in head)}</tr>{cells}</table>"
-
-
-def _data_url(image: Tensor) -> str:
-    pixels = image.permute(1, 2, 0).numpy()
-    file = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 _STYLE = """
@@ -317,6 +178,7 @@ h3{font-size:1rem;margin:1rem 0 .3rem}
 figure{margin:0}figcaption{font-size:.85rem}
 svg{width:100%;height:auto;font-size:11px;fill:currentColor}
 .grid{stroke:var(--line)}.line{fill:none;stroke-width:2}.mark{stroke:currentColor;stroke-dasharray:4 4;opacity:.6}
+.span{stroke:var(--c0);opacity:.3}
 .legend{font-size:.8rem}.legend span{margin-right:.9rem;white-space:nowrap}
 .legend i{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.3em}
 table{border-collapse:collapse;font-size:.9rem}th,td{padding:.15rem .6rem;text-align:left;vertical-align:top}

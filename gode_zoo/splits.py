@@ -3,7 +3,8 @@
     parts = split_samples(source, val_fraction=0.2, seed=0)       # {"train": […], "val": […], "test": […]}
 
 Where there is no validation split, a fraction of the training images of each class is held out, at least one of a class
-that has two or more. A test split is never made and never used to choose anything.
+that has two or more; of outcomes, which are no classes, a fraction of all. A test split is never made and never used to
+choose anything.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import logging
 import random
 from collections import Counter
 
+from torch import Tensor
+
 from .data import DataError
 from .image_sources import ImageSource, Sample
 
-__all__ = ["describe_balance", "split_samples", "split_table"]
+__all__ = ["describe_balance", "describe_outcomes", "split_outcomes", "split_samples", "split_table"]
 
 _logger = logging.getLogger(__name__)
 
@@ -33,9 +36,7 @@ def split_samples(source: ImageSource, val_fraction: float, seed: int) -> dict[s
     Raises:
         DataError: nothing can be held out, since no class has two images.
     """
-    if not 0.0 < val_fraction < 1.0:
-        raise ValueError(f"val_fraction = {val_fraction} must be between 0 and 1")
-    train, val, test = source.of("train") + source.of(""), source.of("val"), source.of("test")
+    train, val, test = _given(source, val_fraction)
     if val:
         missing = [c for c in source.classes if c not in {sample.label for sample in val}]
         if missing:
@@ -64,6 +65,34 @@ def split_samples(source: ImageSource, val_fraction: float, seed: int) -> dict[s
         order = random.Random(f"{seed} {name}").sample(range(len(samples)), len(samples))
         count = min(max(round(val_fraction * len(samples)), 1), len(samples) - 1)
         held_out.update(id(samples[i]) for i in order[:count])
+    return _parts(train, held_out, test)
+
+
+def split_outcomes(source: ImageSource, val_fraction: float, seed: int) -> dict[str, list[Sample]]:
+    """As `split_samples` where labels are outcomes: a fraction of all training images is held out, at least one.
+
+    Raises:
+        DataError: there are fewer than three images to train with and hold out.
+    """
+    train, val, test = _given(source, val_fraction)
+    if val:
+        return {"train": train, "val": val, "test": test}
+    if len(train) < 3:
+        raise DataError(f"{source.name}: has {len(train)} images: at least 3 are needed, to train with and to hold out")
+    order = random.Random(f"{seed} outcomes").sample(train, len(train))
+    count = min(max(round(val_fraction * len(train)), 1), len(train) - 2)
+    return _parts(train, {id(sample) for sample in order[:count]}, test)
+
+
+def _given(source: ImageSource, val_fraction: float) -> tuple[list[Sample], list[Sample], list[Sample]]:
+    """Train, val and test as the data have them."""
+    if not 0.0 < val_fraction < 1.0:
+        raise ValueError(f"val_fraction = {val_fraction} must be between 0 and 1")
+    return source.of("train") + source.of(""), source.of("val"), source.of("test")
+
+
+def _parts(train: list[Sample], held_out: set[int], test: list[Sample]) -> dict[str, list[Sample]]:
+    """The three splits, with those of ``train`` held out whose `id` is in ``held_out``."""
     return {
         "train": [sample for sample in train if id(sample) not in held_out],
         "val": [sample for sample in train if id(sample) in held_out],
@@ -93,3 +122,8 @@ def describe_balance(samples: list[Sample], balanced: bool) -> str:
         if balanced
         else f"{line}; --balanced draws each class equally often"
     )
+
+
+def describe_outcomes(family: str, y: Tensor) -> str:
+    """One line on where outcomes (N,) lie."""
+    return f"{family} outcomes of the training images: mean {y.mean():.4g}, from {y.min():.4g} to {y.max():.4g}"

@@ -11,13 +11,24 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-__all__ = ["bar_chart", "line_chart", "ticks"]
+__all__ = ["Point", "bar_chart", "line_chart", "scatter_chart", "ticks"]
 
 _WIDTH, _HEIGHT = 430, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 12, 10, 42
 
 _Point = tuple[float, float]
+
+
+class Point(NamedTuple):
+    """A point of `scatter_chart`: what it tells, and the ends of an upright bar through it, where there is one."""
+
+    x: float
+    y: float
+    told: str
+    low: float | None = None
+    high: float | None = None
 
 
 def line_chart(
@@ -102,6 +113,50 @@ def bar_chart(bars: Sequence[tuple[float, str]], *, x_label: str, y_label: str, 
         )
     if diagonal:
         parts.append(f'<line x1="{_LEFT}" y1="{_TOP + height}" x2="{_LEFT + width}" y2="{_TOP}" class="mark"/>')
+    return f"<figure><figcaption>{html.escape(y_label)}</figcaption>{_svg(parts, y_label)}</figure>"
+
+
+def scatter_chart(points: Sequence[Point], *, x_label: str, y_label: str, line: int | None = None) -> str:
+    """Points, each with its bar where it has one; `line` is the slope, 0 or 1, of a dashed line through the origin.
+
+    A point that is not finite is left out, and a bar ends at the frame where it would be much longer than the points' spread.
+    """
+    shown = [p for p in points if math.isfinite(p.x) and math.isfinite(p.y)]
+    if not shown:
+        return "<p>nothing to draw</p>"
+    xs, ys = [p.x for p in shown], [p.y for p in shown] + ([0.0] if line == 0 else [])
+    spread = max(max(ys) - min(ys), 1e-9)
+    bars = {i: (p.low, p.high) for i, p in enumerate(shown) if p.low is not None and p.high is not None}
+    bars = {i: ends for i, ends in bars.items() if not any(map(math.isnan, ends))}
+    ys += [min(max(end, shown[i].y - spread), shown[i].y + spread) for i, ends in bars.items() for end in ends]
+    x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        right = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+        up = min(max((y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]), 0.0), 1.0)
+        return (
+            round(_LEFT + (_WIDTH - _LEFT - _RIGHT) * right, 1),
+            round(_HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * up, 1),
+        )
+
+    parts = _axes(
+        [(at(x, 0)[0], f"{x:g}") for x in x_ticks], [(at(x_ticks[0], y)[1], f"{y:g}") for y in y_ticks], x_label
+    )
+    if line is not None:
+        ends = (x_ticks[0], x_ticks[-1])
+        if line:  # as far as both axes go
+            ends = (max(x_ticks[0], y_ticks[0]), min(x_ticks[-1], y_ticks[-1]))
+        if ends[0] < ends[1]:
+            (x1, y1), (x2, y2) = (at(x, line * x) for x in ends)
+            parts.append(f'<line x1="{x1}" x2="{x2}" y1="{y1}" y2="{y2}" class="mark"/>')
+    for i, p in enumerate(shown):
+        across, down = at(p.x, p.y)
+        if i in bars:
+            y1, y2 = (at(p.x, end)[1] for end in bars[i])
+            parts.append(f'<line x1="{across}" x2="{across}" y1="{y1}" y2="{y2}" class="span"/>')
+        parts.append(
+            f'<circle cx="{across}" cy="{down}" r="3" style="fill:var(--c0)"><title>{html.escape(p.told)}</title></circle>'
+        )
     return f"<figure><figcaption>{html.escape(y_label)}</figcaption>{_svg(parts, y_label)}</figure>"
 
 

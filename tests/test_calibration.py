@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gode_zoo.calibration import LEVELS, calibrated_level, measure
+from gode_zoo.calibration import LEVELS, calibrate, calibrated_level, measure, measure_halves
 from gode_zoo.families import get_family
 
 
@@ -48,3 +48,26 @@ def test_the_level_is_an_order_statistic_of_the_scores():
     assert calibrated_level(scores[:19], 0.95) < 1
     with pytest.raises(ValueError, match="both, or neither"):
         measure(get_family("poisson"), scores, scores, scores)
+
+
+def test_what_to_ask_for_comes_from_other_outcomes_or_from_all_of_the_same():
+    family = get_family({"name": "gaussian", "dispersion": 0.1})
+    (y, eta), held = sample(get_family("gaussian"), 300, 0), sample(get_family("gaussian"), 200, 1)
+    for row, known in zip(calibrate(family, y, eta, held), measure(family, y, eta, *held), strict=True):
+        assert row == known
+    alone = calibrate(family, y, eta)
+    for row, half in zip(alone, measure_halves(family, y, eta), strict=True):
+        assert row.asked == calibrated_level(family.interval_level(y, eta), row.level)
+        assert row.calibrated == half.calibrated and half.asked != row.asked
+        assert row.calibrated == pytest.approx(row.level, abs=0.08) and row.plain < row.level - 0.1
+
+
+def test_levels_that_so_few_cannot_calibrate():
+    family = get_family("gaussian")
+    y, eta = sample(family, 20, 0)
+    rows = {row.level: row for row in calibrate(family, y, eta)}
+    assert rows[0.95].asked is not None and rows[0.95].calibrated is None  # all are enough, half of them are not
+    assert rows[0.5].calibrated is not None
+    assert [row.level for row in measure_halves(family, y, eta)] == [0.5, 0.8]
+    assert measure_halves(family, y[:1], eta[:1]) == []
+    assert all(row.asked is None for row in calibrate(family, y[:1], eta[:1], (y[:0], eta[:0])))

@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from gode_zoo import finetune_job as job
+from gode_zoo import targets
 from gode_zoo.class_predictions import predict_classes
 from gode_zoo.data import DataError
 from gode_zoo.evaluate import evaluate
@@ -27,6 +28,7 @@ from gode_zoo.finetune_model import find_start, freeze, make_model
 from gode_zoo.finetune_recipe import automatic_batch_size, automatic_ema_decay
 from gode_zoo.predict import find_files, predict
 from gode_zoo.run_folder import CheckpointError
+from gode_zoo.targets import ClassTargets
 from gode_zoo.train import TrainingInterrupted
 
 
@@ -160,7 +162,7 @@ def test_what_is_frozen_stays(start, images, tmp_path, what):
 def test_lower_layers_learn_more_slowly(tmp_path):
     start = find_start("gode_mnist_m4")
     torch.manual_seed(0)
-    model = make_model(start, ("a", "b"), 1, 28)
+    model = make_model(start, ClassTargets(("a", "b")), 1, 28)
     recipe = job.FinetuneRecipe(
         "m", "d", 1, 1, job_optimizer(0.1), "t", layer_decay=0.5, ema_decay=0.9, model_args={}
     )  # fmt: skip
@@ -183,7 +185,7 @@ def test_early_stopping(start, images, tmp_path, monkeypatch):
     errors = iter([50.0, 25.0, 25.0, 30.0, 25.0, 0.0])
 
     class Measured:
-        loss = 1.0
+        loss, score = 1.0, "error"
 
         def __init__(self):
             self.error = next(errors)
@@ -218,7 +220,7 @@ def test_balanced_sampling_draws_each_class_equally_often():
 def test_a_grey_model_sees_colours_as_their_mean():
     start = find_start("gode_mnist_m4")
     torch.manual_seed(0)
-    grey, spread = (make_model(start, ("a", "b"), channels, 28) for channels in (1, 3))
+    grey, spread = (make_model(start, ClassTargets(("a", "b")), channels, 28) for channels in (1, 3))
     x = torch.rand(2, 3, 28, 28)
     with torch.no_grad():
         assert torch.allclose(spread.forward_features(x), grey.forward_features(x.mean(1, keepdim=True)), atol=1e-4)
@@ -250,13 +252,13 @@ def test_another_size(start, images, tmp_path):
 def test_the_head_is_kept_where_its_classes_are_known(tmp_path):
     start = find_start(str(start_model(tmp_path / "start")))
     old = load_file(tmp_path / "start" / "model.safetensors")
-    kept = make_model(start, ("dog", "cat"), 1, 28).get_classifier()
+    kept = make_model(start, ClassTargets(("dog", "cat")), 1, 28).get_classifier()
     assert torch.equal(kept.weight, old["head.fc.weight"][[1, 0]]) and torch.equal(
         kept.bias, old["head.fc.bias"][[1, 0]]
     )
-    other = make_model(start, ("cat", "cow"), 1, 28).get_classifier()  # as many classes, but others
+    other = make_model(start, ClassTargets(("cat", "cow")), 1, 28).get_classifier()  # as many classes, but others
     assert not torch.equal(other.weight, old["head.fc.weight"])
-    scratch = make_model(start, ("dog", "cat"), 1, 28, pretrained=False)
+    scratch = make_model(start, ClassTargets(("dog", "cat")), 1, 28, pretrained=False)
     assert not torch.equal(scratch.stem.conv1.weight, old["stem.conv1.weight"])
 
 
@@ -311,7 +313,7 @@ def test_bf16(start, images, tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_a_signal_saves_and_the_run_goes_on(start, images, tmp_path, monkeypatch):
     finetune(start, images, tmp_path / "whole", **FAST)
-    cross_entropy, calls = job.F.cross_entropy, []
+    cross_entropy, calls = targets.F.cross_entropy, []
 
     def interrupting(*args, **kwargs):
         calls.append(1)
@@ -319,7 +321,7 @@ def test_a_signal_saves_and_the_run_goes_on(start, images, tmp_path, monkeypatch
             os.kill(os.getpid(), signal.SIGINT)
         return cross_entropy(*args, **kwargs)
 
-    monkeypatch.setattr(job.F, "cross_entropy", interrupting)
+    monkeypatch.setattr(targets.F, "cross_entropy", interrupting)
     with pytest.raises(TrainingInterrupted, match="Ctrl-C at step 2; saved"):
         finetune(start, images, tmp_path / "run", **FAST)
     finetune(start, images, tmp_path / "run", resume=True, **FAST)

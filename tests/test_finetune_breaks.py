@@ -16,6 +16,7 @@ from PIL import Image
 from test_image_reading import huge_png
 
 from gode_zoo import finetune_job as job
+from gode_zoo import targets
 from gode_zoo.data import DataError
 from gode_zoo.finetune import finetune
 from gode_zoo.folder_lock import FolderInUseError, locked_folder
@@ -240,7 +241,7 @@ def test_out_of_memory_says_which_batch_fits(start, images, out, monkeypatch, au
 def test_a_loss_that_is_no_number(start, images, out, monkeypatch):
     finetune(start, images, out, max_steps=2, **FAST)
     before = (out / "checkpoint.pt").read_bytes()
-    monkeypatch.setattr(job.F, "cross_entropy", lambda logits, *_, **__: logits.sum() * math.nan)
+    monkeypatch.setattr(targets.F, "cross_entropy", lambda logits, *_, **__: logits.sum() * math.nan)
     with pytest.raises(NonFiniteLossError, match=r"at step 3 .*last good checkpoint is .*Lower --lr"):
         finetune(start, images, out, resume=True, **FAST)
     assert (out / "checkpoint.pt").read_bytes() == before

@@ -51,7 +51,7 @@ def counting(recipe_dict, counted):
 @pytest.mark.parametrize(
     "family", ["poisson", "gamma", "gaussian", {"name": "negative_binomial", "dispersion": 0.2}], ids=str
 )
-def test_a_model_of_counts_trains_and_is_evaluated_again(family, counting, tmp_path):
+def test_a_model_of_counts_trains_and_is_evaluated_again(family, counting, counted, tmp_path):
     recipe = recipe_from_dict(counting | {"family": family})
     result = train(recipe, tmp_path / "run", progress=False)
     assert result.history[-1]["train_loss"] < result.history[0]["train_loss"]
@@ -76,8 +76,11 @@ def test_a_model_of_counts_trains_and_is_evaluated_again(family, counting, tmp_p
     assert shown.exit_code == 0 and "agrees" in shown.output
     row = evaluation.coverage[1]
     assert f"80 %: {100 * row.plain:.1f} %, calibrated {100 * row.calibrated:.1f} %" in shown.output
-    with pytest.raises(ValueError, match="outcomes, not classes"):
-        predict(str(tmp_path / "run"), [])
+    images = sorted((counted / "test").rglob("*.png"))
+    said = list(predict(str(tmp_path / "run"), images))
+    assert [p.mean for p in said] == pytest.approx(known.mean(eta).tolist(), rel=1e-4)
+    _, high = known.interval(eta, 0.95)
+    assert [p.interval[1] for p in said] == pytest.approx(high.tolist(), rel=1e-3)
 
 
 def test_a_resumed_run_of_counts_equals_an_uninterrupted_one(counting, tmp_path):

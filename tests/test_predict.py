@@ -71,13 +71,13 @@ def test_wrong_numbers(model):
     assert list(predict(model, [])) == []
 
 
-def test_a_model_of_outcomes_is_refused(tmp_path):
+def test_a_model_of_outcomes_is_refused_where_classes_are_meant(tmp_path):
     folder = start_model(tmp_path / "run")
     config = json.loads((folder / "config.json").read_text())
     config["model_args"] = config.get("model_args", {}) | {"family": "poisson"}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="predicts poisson outcomes, not classes"):
-        predict(str(folder), [])
+    with pytest.raises(ValueError, match=r"topk = 2: .* predicts poisson outcomes, not classes: leave it out"):
+        predict(str(folder), [], topk=2)
     with pytest.raises(ValueError, match="predicts poisson outcomes, not classes"):
         find_start(str(folder))
 

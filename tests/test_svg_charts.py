@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gode_zoo.svg_charts import bar_chart, line_chart, ticks
+from gode_zoo.svg_charts import Point, bar_chart, line_chart, scatter_chart, ticks
 
 
 def points(figure):
@@ -54,3 +54,28 @@ def test_ticks_are_few_and_around(low, span):
     marks = ticks(low, high)
     assert 2 <= len(marks) <= 9
     assert marks[0] <= low + 1e-6 * span + 1e-9 and marks[-1] >= high - 1e-6 * span - 1e-9
+
+
+def test_scattered_points_with_their_bars():
+    spread = [
+        Point(0, 1, "a <b>", 0, 2),
+        Point(10, 11, "c", 10, 1e9),
+        Point(5, math.nan, "d"),
+        Point(5, 5, "e", math.nan, 6),
+    ]
+    root = ET.fromstring(scatter_chart(spread, x_label="x", y_label="y", line=1))
+    (first, second, _), bars = root.iter("circle"), [e for e in root.iter("line") if e.get("class") == "span"]
+    assert float(first.get("cx")) < float(second.get("cx")) and float(first.get("cy")) > float(second.get("cy"))
+    assert first.find("title").text == "a <b>"
+    assert float(bars[0].get("y1")) > float(first.get("cy")) > float(bars[0].get("y2"))
+    assert float(bars[1].get("y2")) >= 10  # a bar without end stops at the frame
+    (equal,) = (e for e in root.iter("line") if e.get("class") == "mark")
+    middle = (float(equal.get("x1")) + float(equal.get("x2"))) / 2
+    assert float(first.get("cx")) <= middle <= float(second.get("cx"))
+
+
+def test_a_level_line_and_equal_points():
+    root = ET.fromstring(scatter_chart([Point(3, 2, ""), Point(3, 2, "")], x_label="x", y_label="y", line=0))
+    (level,) = (e for e in root.iter("line") if e.get("class") == "mark")
+    assert level.get("y1") == level.get("y2") and float(level.get("y1")) > float(next(root.iter("circle")).get("cy"))
+    assert scatter_chart([Point(math.inf, 1, "")], x_label="x", y_label="y") == "<p>nothing to draw</p>"

@@ -55,6 +55,11 @@ class Entry:
         return _DATASETS.get(self.metrics["dataset"], (None, None))[1]
 
     @property
+    def has_outcomes(self) -> bool:
+        """Whether the model predicts outcomes that are no classes."""
+        return "family" in self.metrics
+
+    @property
     def accuracy(self) -> float:
         """Of these weights on the split that metrics.json names, in %."""
         return 100.0 * self.metrics["last"]["correct"] / self.metrics["last"]["total"]
@@ -113,7 +118,14 @@ def read_entry(folder: Path, *, bundled: bool = False) -> Entry:
                 )
         for which in ("last", "best"):
             score = metrics[which]
-            if score and "total" in score:
+            if score and "total" in score and entry.has_outcomes:
+                mean = score["deviance"] / score["total"]
+                if not math.isclose(score["error"], mean, rel_tol=1e-6, abs_tol=1e-9):
+                    raise CardError(
+                        f"{folder / 'metrics.json'}: {which}.error = {score['error']}, but a deviance of {score['deviance']} "
+                        f"over {score['total']} outcomes is {mean:.6g} an outcome: correct it"
+                    )
+            elif score and "total" in score:
                 percent = 100.0 * (score["total"] - score["correct"]) / score["total"]
                 if not math.isclose(score["error"], percent, abs_tol=1e-3):
                     raise CardError(

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..run_folder import atomic_write
 from ._entry import CardError, Entry, read_hub
@@ -84,8 +85,10 @@ def _table(entries: Sequence[Entry], link: str) -> str:
             [
                 f"[{entry.name}]({link.format(name=entry.name)})",
                 entry.dataset,
-                f"{metrics['last']['error']:.2f} ± {entry.standard_error:.2f}",
-                f"{best['error']:.2f} (epoch {best['epoch']})" if best and "error" in best else "not measured",
+                f"deviance {metrics['last']['error']:.4g}"
+                if entry.has_outcomes
+                else f"{metrics['last']['error']:.2f} ± {entry.standard_error:.2f}",
+                _best(entry, best) if best and "error" in best else "not measured",
                 f"{metrics['parameters']:,}",
                 solver_text(metrics["solver"]),
                 str(metrics["epochs"]),
@@ -93,6 +96,11 @@ def _table(entries: Sequence[Entry], link: str) -> str:
             ]
         )
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
+
+
+def _best(entry: Entry, best: dict[str, Any]) -> str:
+    error = f"deviance {best['error']:.4g}" if entry.has_outcomes else f"{best['error']:.2f}"
+    return f"{error} (epoch {best['epoch']})"
 
 
 def main(argv: Sequence[str] | None = None, root: Path = _CHECKOUT) -> int:

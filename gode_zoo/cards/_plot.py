@@ -22,14 +22,14 @@ _Points = list[tuple[float, float]]
 
 
 def plot_log(entry: Entry) -> str | None:
-    """The SVG of `train_log.csv`: training loss and errors in % over epochs; None where the log has neither.
+    """The SVG of `train_log.csv`: training loss and errors in % (or deviances) over epochs; None where the log has neither.
 
     Only an image of what was logged: an epoch without a value has no point.
     """
     curves = {key: points for key in _NAMES if (points := _points(entry.log, key))}
     panels = [
         ("Training loss", {key: value for key, value in curves.items() if key == "train_loss"}),
-        ("Error, %", {key: value for key, value in curves.items() if key != "train_loss"}),
+        (_error_title(entry), {key: value for key, value in curves.items() if key != "train_loss"}),
     ]
     panels = [(title, shown) for title, shown in panels if shown]
     if not panels:
@@ -45,6 +45,10 @@ def plot_log(entry: Entry) -> str | None:
     return "\n".join([*lines, "</svg>", ""])
 
 
+def _error_title(entry: Entry) -> str:
+    return "Deviance an outcome" if entry.has_outcomes else "Error, %"
+
+
 def _points(log: Sequence[dict[str, str]], key: str) -> _Points:
     points = []
     for row in log:
@@ -58,14 +62,20 @@ def _points(log: Sequence[dict[str, str]], key: str) -> _Points:
 
 
 def _panel(title: str, curves: dict[str, _Points], left: int) -> list[str]:
-    """One pair of axes with its curves; both axes linear, the upright one from zero."""
+    """One pair of axes with its curves; both axes linear, the upright one from zero, or from below it."""
     x_ticks = _ticks(max(x for points in curves.values() for x, _ in points), whole=True)
-    y_ticks = _ticks(max(y for points in curves.values() for _, y in points))
+    values = [y for points in curves.values() for _, y in points]
+    y_ticks = _ticks(max(*values, *(-y for y in values)))
+    if min(values) < 0:  # a log-likelihood has any sign
+        step = y_ticks[1]
+        marks = range(math.floor(min(values) / step), max(math.ceil(max(values) / step), 0) + 1)
+        y_ticks = [round(step * n, 12) for n in marks]
+    low, high = y_ticks[0], y_ticks[-1]
     x0, x1 = left + _LEFT, left + _PANEL - _RIGHT
     y0, y1 = _HEIGHT - _BOTTOM, _TOP
 
     def place(x: float, y: float) -> tuple[str, str]:
-        return f"{x0 + (x1 - x0) * x / x_ticks[-1]:.1f}", f"{y0 + (y1 - y0) * max(y, 0.0) / y_ticks[-1]:.1f}"
+        return f"{x0 + (x1 - x0) * x / x_ticks[-1]:.1f}", f"{y0 + (y1 - y0) * (y - low) / (high - low):.1f}"
 
     lines = [f'<text x="{left + _LEFT}" y="20" font-weight="bold">{title}</text>']
     for y in y_ticks:
@@ -73,7 +83,7 @@ def _panel(title: str, curves: dict[str, _Points], left: int) -> list[str]:
         lines.append(f'<line x1="{x0}" y1="{height}" x2="{x1}" y2="{height}" stroke="#dddddd"/>')
         lines.append(f'<text x="{x0 - 6}" y="{height}" dy="4" text-anchor="end">{y:g}</text>')
     for x in x_ticks:
-        across, _ = place(x, 0)
+        across, _ = place(x, low)
         lines.append(f'<text x="{across}" y="{y0 + 16}" text-anchor="middle">{x:g}</text>')
     lines.append(f'<text x="{(x0 + x1) // 2}" y="{y0 + 34}" text-anchor="middle">epoch</text>')
     for number, (key, points) in enumerate(curves.items()):

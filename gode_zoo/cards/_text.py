@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
+from . import _outcomes
 from ._entry import CardError, Entry
 from ._plot import plot_log
 
@@ -76,7 +77,7 @@ gode_zoo, which has to be installed to load it.
 
 {_rows("Model", _facts(entry, family))}
 
-## Accuracy
+## {"Deviance" if entry.has_outcomes else "Accuracy"}
 
 {_rows(f"{_plain(entry.dataset)}, {_plain(metrics['split'])} set", _figures(entry))}
 
@@ -98,8 +99,7 @@ gode_zoo, which has to be installed to load it.
 ## Intended use and limits
 
 For research and teaching on neural ODEs, as a baseline, and as a start for fine-tuning on small images.
-{_LIMITS.get(metrics["dataset"], "It knows the classes above and no others: any image gets one of them.")}
-Its probabilities were not calibrated, and no robustness or bias study was made: decide nothing about people by it.
+{_limits(entry)}
 
 ## Citation
 
@@ -114,23 +114,29 @@ def _metadata(entry: Entry) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     metrics = entry.metrics
+    if entry.has_outcomes:
+        measured = _outcomes.evaluation(entry)
+    else:
+        measured = {
+            "task_type": "image-classification",
+            "metric_type": "accuracy",
+            "metric_name": "Top-1 accuracy (%)",
+            "metric_value": round(entry.accuracy, 4),
+        }
     result = EvalResult(
-        task_type="image-classification",
         dataset_type=entry.hub_dataset or "imagefolder",
         dataset_name=entry.dataset,
         dataset_split=metrics["split"],
-        metric_type="accuracy",
-        metric_name="Top-1 accuracy (%)",
-        metric_value=round(entry.accuracy, 4),
+        **measured,
     )
-    tags = ["image-classification", "timm", "gode_zoo", *(["neural-ode"] if metrics["solver"] else [])]
+    tags = [measured["task_type"], "timm", "gode_zoo", *(["neural-ode"] if metrics["solver"] else [])]
     return ModelCardData(
         license="apache-2.0",
         library_name="timm",
-        pipeline_tag="image-classification",
+        pipeline_tag=None if entry.has_outcomes else "image-classification",  # of outcomes the Hub has none
         tags=tags,
         datasets=[entry.hub_dataset] if entry.hub_dataset else None,
-        metrics=["accuracy"],
+        metrics=[measured["metric_type"]],
         model_name=entry.name,
         eval_results=[result],
     ).to_yaml()
@@ -146,13 +152,16 @@ def _facts(entry: Entry, family: str) -> list[tuple[str, str]]:
         ("Parameters", f"{entry.metrics['parameters']:,}"),
         ("Solver", solver_text(entry.metrics["solver"])),
         ("Input", _input(entry.config["pretrained_cfg"])),
-        ("Classes", _classes(entry.config)),
+        _outcome_facts(entry) if entry.has_outcomes else ("Classes", _classes(entry.config)),
         ("Licence", "Apache-2.0"),
     ]
 
 
 def _figures(entry: Entry) -> list[tuple[str, str]]:
     last, split = entry.metrics["last"], _plain(entry.metrics["split"])
+    if entry.has_outcomes:
+        best = ("Deviance an outcome, best epoch", _best(entry.metrics))
+        return [*_outcomes.figures(entry), best, ("Runs", _seeds(entry.metrics))]
     which = "Error of these weights" if "finetuned_from" in entry.metrics else "Error, last epoch: these weights"
     return [
         (which, f"**{_score(last)}**, epoch {last['epoch']}"),
@@ -160,6 +169,11 @@ def _figures(entry: Entry) -> list[tuple[str, str]]:
         ("Error, best epoch", _best(entry.metrics)),
         ("Runs", _seeds(entry.metrics)),
     ]
+
+
+def _outcome_facts(entry: Entry) -> tuple[str, str]:
+    what, value = _outcomes.facts(entry)
+    return what, _plain(value)
 
 
 def _training(entry: Entry) -> list[tuple[str, str]]:
@@ -209,7 +223,10 @@ def _best(metrics: dict[str, Any]) -> str:
     best = metrics["best"]
     if not best:
         return f"not measured: {_plain(metrics['best_reason'])}"
-    figure = _score(best) if "total" in best else f"{best['val_error']:.2f} % of the held-out images"
+    if "family" in metrics:
+        figure = _outcomes.best_text(best)
+    else:
+        figure = _score(best) if "total" in best else f"{best['val_error']:.2f} % of the held-out images"
     return f"{figure}, epoch {best['epoch']}; selected by the {_plain(best['selected_by']).removeprefix('the ')}"
 
 
@@ -290,6 +307,18 @@ def _plot(entry: Entry) -> str:
     return f"\n![Training loss and error of each of {len(entry.log)} epochs: train_log.csv drawn](train_log.svg)\n"
 
 
+def _limits(entry: Entry) -> str:
+    if entry.has_outcomes:
+        return _outcomes.limits(entry)
+    known = _LIMITS.get(
+        entry.metrics["dataset"], "It knows the classes above and no others: any image gets one of them."
+    )
+    return (
+        f"{known}\n"
+        "Its probabilities were not calibrated, and no robustness or bias study was made: decide nothing about people by it."
+    )
+
+
 def _use(entry: Entry) -> str:
     """How to load, measure and fine-tune it; a weight of the zoo by its name, any other by its repository's."""
     size = ", ".join(str(n) for n in entry.config["pretrained_cfg"]["input_size"])
@@ -312,6 +341,10 @@ def _use(entry: Entry) -> str:
 Another solver or grid needs no training, but has an error of its own:
 `timm.create_model("{name}", pretrained=True, solver="rk4", num_steps=10)`.
 """
+    if entry.has_outcomes:
+        output, finetuning = _outcomes.output_code(entry), _outcomes.finetuning_code(entry, name)
+    else:
+        output, finetuning = f"probabilities = model(images).softmax(dim=1)  # (2, {classes})", _finetuning_code(name)
     return f"""\
 It loads {where}:
 
@@ -321,9 +354,17 @@ import gode_zoo  # registers the models: without it timm says "Unknown model"
 
 model = timm.create_model("{name}", pretrained=True).eval()
 images = torch.rand(2, {size})  # in [0, 1], then normalised as above
-probabilities = model(images).softmax(dim=1)  # (2, {classes})
+{output}
 ```
 
+{finetuning}
+
+{measured}
+{solver}"""
+
+
+def _finetuning_code(name: str) -> str:
+    return f"""\
 Fine-tune it on classes of your own: the head is made anew, everything else starts from these weights.
 
 ```python
@@ -331,7 +372,4 @@ model = timm.create_model("{name}", pretrained=True, num_classes=5)
 for parameter in model.stem.parameters():  # optional: keep the stem as it is
     parameter.requires_grad_(False)
 optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.01, momentum=0.9)
-```
-
-{measured}
-{solver}"""
+```"""

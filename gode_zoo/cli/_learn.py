@@ -11,7 +11,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Column, Table
 
-from ._shared import DataDir, Device, Json, app, examples, print_json
+from ._shared import DataDir, Device, Json, app, examples, print_coverage, print_json
 
 PANEL = "Train"  # of the help
 
@@ -22,6 +22,7 @@ PANEL = "Train"  # of the help
         "gode-zoo finetune gode_cifar10_m8 photos/",
         "gode-zoo finetune gode_cifar10_m8 photos/ --out runs/photos --epochs 50 --image-size 64 --flip",
         "gode-zoo finetune gode_mnist_m4 labels.csv --freeze all-but-head --lr 0.01",
+        "gode-zoo finetune gode_cifar10_m8 counts.csv --family poisson",
         "gode-zoo finetune gode_cifar10_m8 photos/ --out runs/photos --resume",
     ),
 )
@@ -33,6 +34,13 @@ def finetune(
     ],
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/<data>.finetuned.")] = None,
     epochs: Annotated[int, typer.Option(help="At most so many.")] = 30,
+    family: Annotated[
+        str,
+        typer.Option(
+            help="Of outcomes in place of classes: poisson, gaussian, gamma, bernoulli, negative_binomial, or in YAML "
+            "such as '{name: negative_binomial, dispersion: 0.2}'."
+        ),
+    ] = "categorical",
     freeze: Annotated[str, typer.Option(help="What not to train: none, stem, or all-but-head.")] = "none",
     lr: Annotated[str, typer.Option(help="Peak learning rate, or auto for a short range test.")] = "auto",
     image_size: Annotated[int | None, typer.Option(help="Height and width; default the model's.")] = None,
@@ -67,7 +75,8 @@ def finetune(
     again = typed if resume else f"{typed} --resume"
     try:
         result = run(
-            model, data, folder, epochs=epochs, batch_size=batch_size, lr=_number_or_auto("--lr", lr), freeze=freeze,
+            model, data, folder, epochs=epochs, batch_size=batch_size, lr=_number_or_auto("--lr", lr),
+            family=_family(family), freeze=freeze,
             layer_decay=layer_decay, image_size=image_size, val_fraction=val_fraction, patience=patience,
             balanced=balanced, flip=flip, pretrained=not from_scratch, skip_broken=skip_broken,
             amp=None if amp == "auto" else amp, seed=seed, resume=resume, tensorboard=tensorboard, data_dir=data_dir,
@@ -79,9 +88,22 @@ def finetune(
         raise typer.Exit(130) from None
     if as_json:
         return print_json(result)
-    error = "" if result.error is None else f"{result.split} error {result.error:.2f} %"
-    typer.echo(f"{folder}: {error}, best epoch {result.best_epoch} of {len(result.history)}")
+    typer.echo(f"{folder}: {result.split} {result.score}, best epoch {result.best_epoch} of {len(result.history)}")
+    if result.coverage:
+        typer.echo("Predictive intervals, held-out outcomes inside:")
+        print_coverage(result.coverage)
     typer.echo(f"See {folder / 'report.html'}; use it: gode-zoo predict {shlex.quote(str(folder))} IMAGE")
+
+
+def _family(text: str) -> Any:
+    import yaml
+
+    if not text.startswith("{"):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--family = {text!r} is neither a name nor YAML ({error}): correct it") from None
 
 
 def _number_or_auto(option: str, text: str) -> float | None:

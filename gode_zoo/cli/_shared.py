@@ -16,6 +16,7 @@ import dataclasses
 import json
 import logging
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,19 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-__all__ = ["DataDir", "Device", "Json", "Timeout", "app", "examples", "hub_app", "main", "print_error", "print_json"]
+__all__ = [
+    "DataDir",
+    "Device",
+    "Json",
+    "Timeout",
+    "app",
+    "examples",
+    "hub_app",
+    "main",
+    "print_coverage",
+    "print_error",
+    "print_json",
+]
 
 app = typer.Typer(
     name="gode-zoo",
@@ -78,6 +91,13 @@ def print_json(value: Any) -> None:
         return dataclasses.asdict(other) if is_object else str(other)
 
     typer.echo(json.dumps(value, default=plain, indent=2, ensure_ascii=False))
+
+
+def print_coverage(rows: Iterable[Any]) -> None:
+    """One line for each level of predictive intervals: how many outcomes they hold, as they are and calibrated."""
+    for row in rows:
+        calibrated = "too few to calibrate" if row.calibrated is None else f"calibrated {100 * row.calibrated:.1f} %"
+        typer.echo(f"  {100 * row.level:.0f} %: {100 * row.plain:.1f} %, {calibrated}")
 
 
 def examples(*lines: str) -> str:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ._shared import DataDir, Device, Json, app, examples, print_error, print_json
+from ._shared import DataDir, Device, Json, app, examples, print_coverage, print_error, print_json
 
 PANEL = "Use a model"  # of the help
 
@@ -32,7 +32,7 @@ def list_models(as_json: Json = False) -> None:
         return print_json([m._asdict() for m in list_zoo()])
     table = Table("model", "weights", "parameters", "dataset", "test error %")
     for m in list_zoo():
-        error = "-" if m.error is None else f"{m.error:.2f}"
+        error = m.outcome or ("-" if m.error is None else f"{m.error:.2f}")
         table.add_row(m.arch, m.tag or "-", f"{m.num_parameters:,}", m.dataset or "-", error)
     Console().print(table)
 
@@ -48,14 +48,16 @@ def list_models(as_json: Json = False) -> None:
 def predict(
     model: Annotated[str, typer.Argument(help="arch, arch.tag, hf-hub:ORG/NAME, or a run's folder.")],
     images: Annotated[list[str], typer.Argument(help="Files, folders, and patterns in quotes.")],
-    topk: Annotated[int, typer.Option(help="Classes to show of each image.")] = 3,
+    topk: Annotated[int | None, typer.Option(help="Classes to show of each image; default 3.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time.")] = 64,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: path, rank, class, probability.")] = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print CSV: path, rank, class, probability; or path, mean, low, high.")
+    ] = False,
     as_json: Json = False,
     device: Device = None,
 ) -> None:
-    """Classify images. What cannot be read is listed at the end, and the exit code is then 1."""
-    from ..predict import find_files
+    """Classify images, or predict their outcomes. What cannot be read is listed at the end; the exit code is then 1."""
+    from ..predict import OutcomePrediction, find_files
     from ..predict import predict as classify
     from ..run_display import counting
 
@@ -65,10 +67,12 @@ def predict(
     done = []
     with counting(True, "Classifying", len(files)) as show:
         for prediction in classify(model, files, topk, batch_size=batch_size, device=device):
-            done.append(prediction)
+            done.append(prediction if topk else dataclasses.replace(prediction, classes=prediction.classes[:3]))
             show(len(done))
     read, failed = [p for p in done if not p.problem], [p for p in done if p.problem]
-    if as_json:
+    if done and isinstance(done[0], OutcomePrediction):
+        _print_outcomes(done, as_json, as_csv)
+    elif as_json:
         print_json(done)
     elif as_csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
@@ -86,6 +90,23 @@ def predict(
     if failed:
         print_error(f"{len(failed):,} of {len(done):,} files could not be read")
         raise typer.Exit(1)
+
+
+def _print_outcomes(done: list[Any], as_json: bool, as_csv: bool) -> None:
+    from ..predict import LEVEL
+
+    read = [p for p in done if not p.problem]
+    if as_json:
+        print_json([{key: getattr(p, key) for key in ("path", "mean", "interval", "problem")} for p in done])
+    elif as_csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(["path", "mean", "low", "high"])
+        writer.writerows([p.path, *(f"{value:.6g}" for value in (p.mean, *p.interval))] for p in read)
+    elif read:
+        table = Table("image", "mean", f"{100 * LEVEL:g} % interval")
+        for p in read:
+            table.add_row(escape(str(p.path)), f"{p.mean:.4g}", f"{p.interval[0]:.4g} to {p.interval[1]:.4g}")
+        Console().print(table)
 
 
 @app.command(
@@ -138,15 +159,13 @@ def _print_evaluations(results: list[Any]) -> None:
     )
     for r in results:
         verdict = "[green]agrees[/]" if r.agrees else "[red]differs[/]"
-        errors = (f"{r.reported.error:.2f}", f"{r.measured.error:.2f}")
+        digits = 4 if isinstance(r.measured, OutcomeScore) else 2
+        errors = (f"{r.reported.error:.{digits}f}", f"{r.measured.error:.{digits}f}")
         table.add_row(r.name, r.dataset, f"{r.measured.total:,}", *errors, verdict)
     Console().print(table)
     for r in (r for r in results if isinstance(r.measured, OutcomeScore)):
         typer.echo(f"{r.name}: {r.measured}. Predictive intervals, held-out outcomes inside:")
-        for row in r.coverage:
-            typer.echo(
-                f"  {100 * row.level:.0f} %: {100 * row.plain:.1f} %, calibrated {100 * (row.calibrated or 0):.1f} %"
-            )
+        print_coverage(r.coverage)
 
 
 @app.command(
