@@ -23,17 +23,16 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from .bases import Basis
-from .layers import SplineBatchNorm2d, SplineConv2d, SplineGroupNorm, combine, keeping_layout, time_row, with_pulls
+from .layers import SplineBatchNorm2d, SplineConv2d, SplineGroupNorm, combine, keeping_layout, one_time, time_row
 
 __all__ = ["ConcatConvField", "LiftedField", "SplineConvField", "lift"]
 
 
 def _num_groups(channels: int) -> int:
-    """The paper's 32 groups, or one a channel where there are fewer channels."""
-    groups = min(32, channels)
-    if channels < 1 or channels % groups:
-        raise ValueError(f"channels={channels}: must be at least 1, and a multiple of 32 above 32 (GroupNorm groups)")
-    return groups
+    """The paper's 32 groups where they divide the channels, else the most that do."""
+    if channels < 1:
+        raise ValueError(f"channels={channels}: must be at least 1")
+    return next(groups for groups in range(min(32, channels), 0, -1) if channels % groups == 0)
 
 
 def _group_norm(channels: int, device: Any, dtype: Any) -> nn.GroupNorm:
@@ -66,6 +65,7 @@ class SplineConvField(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         norm: str = "group",
+        statistics_basis: Basis | None = None,
     ) -> None:
         super().__init__()
         if isinstance(num_convs, bool) or not isinstance(num_convs, int) or num_convs < 1:
@@ -74,7 +74,7 @@ class SplineConvField(nn.Module):
         kinds: dict[str, Callable[[], nn.Module]] = {
             "group": lambda: _group_norm(channels, **dd) if num_convs > 1 else nn.Identity(),
             "spline_group": lambda: SplineGroupNorm(_num_groups(channels), channels, basis, **dd),
-            "spline_batch": lambda: SplineBatchNorm2d(channels, basis, **dd),
+            "spline_batch": lambda: SplineBatchNorm2d(channels, basis, statistics_basis=statistics_basis, **dd),
         }
         if norm not in kinds:
             raise ValueError(f"norm={norm!r}: must be one of {', '.join(kinds)}")
@@ -88,9 +88,9 @@ class SplineConvField(nn.Module):
 
     @torch.jit.unused
     def tabulate(self, times: Tensor) -> Tensor:
-        """Basis values of every time, ``(S,)`` to ``(S, m)``; with batch norms ``(S, 2m)``, see ``with_pulls``."""
-        values = self.basis(times)
-        return with_pulls(values) if isinstance(self.norms[0], SplineBatchNorm2d) else values
+        """Basis values of every time, ``(S,)`` to ``(S, m)``, and what batch norms put beside them."""
+        norm = self.norms[0]
+        return norm.tabulate(times) if isinstance(norm, SplineBatchNorm2d) else self.basis(times)
 
     def stage_weights(self, table: Tensor) -> list[list[Tensor]]:
         """Of every row of the table the kernels ``(C, C, 3, 3)``, a list of S a convolution; then those of norms that vary."""
@@ -118,7 +118,7 @@ class SplineConvField(nn.Module):
     @torch.jit.unused
     def forward(self, t: Tensor, x: Tensor, args: Any = None) -> Tensor:
         """dx/dt at time ``t``: ``(B, C, H, W)`` to the same. ``args`` is torchdyn's and is not used."""
-        return self.forward_stage(x, self.stage_weights(time_row(self.basis, t)), 0)
+        return self.forward_stage(x, self.stage_weights(self.tabulate(one_time(t))), 0)
 
 
 class ConcatConv2d(nn.Module):

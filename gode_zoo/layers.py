@@ -27,9 +27,9 @@ __all__ = [
     "SplineLinear",
     "combine",
     "keeping_layout",
+    "one_time",
     "spline_coefficients",
     "time_row",
-    "with_pulls",
 ]
 
 
@@ -51,15 +51,20 @@ def _combine(table: Tensor, coeffs: Tensor) -> Tensor:
     return product.unflatten(1, coeffs.shape[:-1])
 
 
-def time_row(basis: Basis, t: Tensor) -> Tensor:
-    """The basis at one time as a table of one row ``(1, m)``.
+def one_time(t: Tensor) -> Tensor:
+    """One time as ``(1,)``.
 
     Raises:
         ValueError: if ``t`` holds more than one time.
     """
     if t.numel() != 1:
         raise ValueError(f"t has shape {tuple(t.shape)}: a layer takes one time, 0-d or (1,)")
-    return basis(t.reshape(1))
+    return t.reshape(1)
+
+
+def time_row(basis: Basis, t: Tensor) -> Tensor:
+    """The basis at one time as a table of one row ``(1, m)``; a ValueError if ``t`` holds more than one time."""
+    return basis(one_time(t))
 
 
 def keeping_layout(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -75,18 +80,18 @@ def keeping_layout(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
     return convert
 
 
-def with_pulls(values: Tensor) -> Tensor:
-    """Basis values ``(S, m)`` of a solve with the columns of their pseudo-inverse beside them, ``(S, 2m)``.
-
-    ``SplineBatchNorm2d`` moves its running statistics by them.
-    """
-    return torch.cat([values, torch.linalg.pinv(values).mT], dim=1)
+def _pulls(values: Tensor) -> Tensor:
+    """The columns of the pseudo-inverse of basis values: ``(S, q)`` to the same."""
+    if len(values) == 1:
+        return values / values.square().sum()
+    return torch.linalg.pinv(values).mT
 
 
 def spline_coefficients(model: nn.Module) -> Iterator[tuple[str, Tensor, Basis]]:
     """Every tensor of spline coefficients, basis index last, with its name in the state dict and its basis.
 
-    Parameters, and the buffers that are splines too: the running statistics of ``SplineBatchNorm2d``.
+    Parameters, and the buffers that are splines in the same basis: the running statistics of ``SplineBatchNorm2d``, where
+    they have no basis of their own.
     """
     for prefix, module in model.named_modules():
         basis = getattr(module, "basis", None)
@@ -95,8 +100,9 @@ def spline_coefficients(model: nn.Module) -> Iterator[tuple[str, Tensor, Basis]]
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         if isinstance(getattr(module, "coeffs", None), nn.ParameterList):  # a lifted module
             own = [(f"coeffs.{name}", value) for name, value in module.coeffs.named_parameters()]  # type: ignore[union-attr]
+        apart = isinstance(module, SplineBatchNorm2d) and module.statistics_basis is not None
         for name, value in own:
-            if "coeffs" in name:
+            if "coeffs" in name and not (apart and name in ("mean_coeffs", "var_coeffs")):
                 yield f"{prefix}.{name}".lstrip("."), value, basis
 
 
@@ -327,26 +333,29 @@ class SplineBatchNorm2d(nn.Module):
 
     Each call adds its own time's share, ``momentum · (observed − spline) ⊗ pull`` with pull the time's column of B⁺; a call
     at a single time moves by the least change. For piecewise constants with one time a piece that is ``BatchNorm2d``'s own
-    update of the piece. A variance that the spline takes below zero between the times seen counts as zero.
+    update of the piece. With fewer functions than times the statistics of evaluation are not quite those of training; a
+    ``statistics_basis`` with as many functions as times keeps them exactly. A variance that the spline takes below zero
+    between the times seen counts as zero.
 
     Args:
         num_channels: channels C.
-        basis: the basis of time; its functions must sum to one over the span, as clamped B-splines do, since a sum of nearly
-            zero would have to be multiplied by coefficients without bound.
+        basis: the basis of time of scale and shift; its functions must sum to one over the span, as clamped B-splines do,
+            since a sum of nearly zero would have to be multiplied by coefficients without bound.
         eps: added to variances.
         momentum: weight of the newest batch in the running statistics.
+        statistics_basis: the basis of the running statistics, of q functions that sum to one too; ``basis`` where None.
 
     Attributes:
         coeffs: scale ``(C, m)``, one at first.
         bias_coeffs: shift ``(C, m)``, zero at first.
-        mean_coeffs: buffer, running mean ``(C, m)``, zero at first.
-        var_coeffs: buffer, running variance ``(C, m)``, one at first.
+        mean_coeffs: buffer, running mean ``(C, q)``, zero at first.
+        var_coeffs: buffer, running variance ``(C, q)``, one at first.
 
     Source: Queiruga et al., "Stateful ODE-Nets using Basis Function Expansions" (2021), which projects the statistics of a
     solve in the same way.
 
     Raises:
-        ValueError: if num_channels is below 1, or the basis does not sum to one.
+        ValueError: if num_channels is below 1, or a basis does not sum to one.
     """
 
     num_weights: Final[int]
@@ -361,41 +370,49 @@ class SplineBatchNorm2d(nn.Module):
         momentum: float = 0.1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        statistics_basis: Basis | None = None,
     ) -> None:
         super().__init__()
         if num_channels < 1:
             raise ValueError(f"num_channels={num_channels}: must be at least 1")
+        statistics = basis if statistics_basis is None else statistics_basis
         with torch.device("cpu"):
             times = torch.linspace(*basis.t_span, 65, dtype=torch.float64)  # type: ignore[misc]
-            if not torch.allclose(basis(times).sum(-1), torch.ones(65, dtype=torch.float64)):
-                raise ValueError(
-                    f"basis={basis}: its functions do not sum to one over the span, so running statistics cannot be kept "
-                    'in it; use a B-spline basis with knots="clamped"'
-                )
+            for each in (basis, statistics):
+                if not torch.allclose(each(times).sum(-1), torch.ones(65, dtype=torch.float64)):
+                    raise ValueError(
+                        f"basis={each}: its functions do not sum to one over the span, so running statistics cannot be "
+                        'kept in it; use a B-spline basis with knots="clamped"'
+                    )
         self.basis = basis
+        self.statistics_basis = statistics_basis
         self.num_weights = 5
         self.num_channels, self.eps, self.momentum = num_channels, eps, momentum
         shape = (num_channels, basis.num_basis)
         self.coeffs = nn.Parameter(torch.ones(shape, device=device, dtype=dtype))
         self.bias_coeffs = nn.Parameter(torch.zeros(shape, device=device, dtype=dtype))
+        shape = (num_channels, statistics.num_basis)
         self.register_buffer("mean_coeffs", torch.zeros(shape, device=device, dtype=dtype))
         self.register_buffer("var_coeffs", torch.ones(shape, device=device, dtype=dtype))
 
-    def weights_at(self, table: Tensor) -> list[Tensor]:
-        """Scale, shift, running mean and variance, each ``(S, C)``, and pull ``(S, m)``, of every row of a table.
+    @torch.jit.unused
+    def tabulate(self, times: Tensor) -> Tensor:
+        """All that depends on time alone, ``(S,)`` to ``(S, m + 2q)``: both bases' values, and the pulls of a solve."""
+        values = self.basis(times)
+        statistics = values if self.statistics_basis is None else self.statistics_basis(times)
+        return torch.cat([values, statistics, _pulls(statistics)], dim=1)
 
-        Args:
-            table: basis values ``(S, m)``, or beside them the pulls ``(S, 2m)`` that ``with_pulls`` made.
-        """
-        num_basis = self.basis.num_basis
+    def weights_at(self, table: Tensor) -> list[Tensor]:
+        """Scale, shift, running mean and variance, each ``(S, C)``, and pull ``(S, q)``, of every row of a table."""
+        num_basis, num_statistics = self.basis.num_basis, self.mean_coeffs.shape[1]
         row = table[:, :num_basis]
-        pull = table[:, num_basis:] if table.shape[1] > num_basis else row / row.square().sum(1, keepdim=True)
+        statistics = table[:, num_basis : num_basis + num_statistics]
         return [
             combine(row, self.coeffs),
             combine(row, self.bias_coeffs),
-            combine(row, self.mean_coeffs),
-            combine(row, self.var_coeffs),
-            pull.to(self.coeffs.dtype),
+            combine(statistics, self.mean_coeffs),
+            combine(statistics, self.var_coeffs),
+            table[:, num_basis + num_statistics :].to(self.coeffs.dtype),
         ]
 
     def apply_weights(self, x: Tensor, weights: list[list[Tensor]], stage: int) -> Tensor:
@@ -414,7 +431,7 @@ class SplineBatchNorm2d(nn.Module):
     @torch.jit.unused
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         """Normalise ``x (B, C, H, W)`` and apply the scale and shift of time ``t``."""
-        return self.apply_weights(x, [list(w.unbind(0)) for w in self.weights_at(time_row(self.basis, t))], 0)
+        return self.apply_weights(x, [list(w.unbind(0)) for w in self.weights_at(self.tabulate(one_time(t)))], 0)
 
     def extra_repr(self) -> str:
         return f"{self.num_channels}, eps={self.eps}, momentum={self.momentum}"

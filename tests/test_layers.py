@@ -170,10 +170,12 @@ def test_batch_norm_of_piecewise_constants_is_one_batch_norm_a_piece():
 
 
 @pytest.mark.parametrize("num_steps", [2, 3, 8])
-def test_running_statistics_of_a_spline_fit_those_of_all_times_of_a_solve(num_steps):
+@pytest.mark.parametrize("own", [False, True], ids=["one basis", "a basis of their own"])
+def test_running_statistics_of_a_spline_fit_those_of_all_times_of_a_solve(num_steps, own):
     """Fewer times than coefficients, as many, and more: numpy's least squares (the smallest, where there is a choice)."""
     basis = BSplineBasis(3, 1, knots="clamped")
-    field = SplineConvField(4, basis, num_convs=1, norm="spline_batch")
+    scales = BSplineBasis(2, 0, knots="clamped") if own else basis
+    field = SplineConvField(4, scales, num_convs=1, norm="spline_batch", statistics_basis=basis if own else None)
     norm, seen = field.norms[0], []
     nn.init.normal_(norm.mean_coeffs), nn.init.uniform_(norm.var_coeffs, 0.5, 2.0)
     old = norm.mean_coeffs.clone(), norm.var_coeffs.clone()
@@ -191,6 +193,26 @@ def test_running_statistics_of_a_spline_fit_those_of_all_times_of_a_solve(num_st
         np.testing.assert_allclose(after.numpy(), 0.9 * before.numpy() + 0.1 * fit, atol=1e-5)
 
 
+def test_as_many_statistics_as_steps_make_evaluation_what_training_was():
+    """On the very batch that training saw, when the running statistics have converged."""
+    torch.manual_seed(0)
+    basis = BSplineBasis(2, 1, knots="clamped")
+    kept = {}
+    for num_statistics in (2, 8):
+        statistics = BSplineBasis(num_statistics, 1, knots="clamped")
+        field = SplineConvField(4, basis, norm="spline_batch", statistics_basis=statistics)
+        nn.init.normal_(field.convs[1].coeffs)
+        block, x = ODEBlock(field, num_steps=8), torch.randn(6, 4, 5, 5)
+        for _ in range(150):
+            trained = block(x)
+        size = x.numel() / x.shape[1]  # running variances are unbiased, those of a batch are not
+        with torch.no_grad():
+            for norm in field.norms:
+                norm.var_coeffs.mul_((size - 1) / size)
+        kept[num_statistics] = (block.eval()(x) - trained).norm() / trained.norm()
+    assert kept[8] < 1e-4 < 1e-2 < kept[2]
+
+
 def test_batch_norm_refuses_a_basis_that_vanishes_at_the_ends():
     with pytest.raises(ValueError, match=r'do not sum to one.*knots="clamped"'):
         SplineBatchNorm2d(4, BSplineBasis(3, 1))
@@ -201,9 +223,15 @@ def test_batch_norm_refuses_a_basis_that_vanishes_at_the_ends():
 def test_spline_coefficients_are_found_with_their_names():
     basis = BSplineBasis(3, 0, knots="clamped")
     model = nn.ModuleDict(
-        {"norm": SplineBatchNorm2d(4, basis), "lifted": lift(nn.Linear(2, 2), basis), "plain": nn.Linear(2, 2)}
+        {
+            "norm": SplineBatchNorm2d(4, basis),
+            "apart": SplineBatchNorm2d(4, basis, statistics_basis=BSplineBasis(5, 1, knots="clamped")),
+            "lifted": lift(nn.Linear(2, 2), basis),
+            "plain": nn.Linear(2, 2),
+        }
     )
-    names = [f"norm.{kind}coeffs" for kind in ("", "bias_", "mean_", "var_")] + ["lifted.coeffs.0", "lifted.coeffs.1"]
+    names = [f"norm.{kind}coeffs" for kind in ("", "bias_", "mean_", "var_")]
+    names += ["apart.coeffs", "apart.bias_coeffs", "lifted.coeffs.0", "lifted.coeffs.1"]
     found = {name: value for name, value, _ in spline_coefficients(model)}
     assert list(found) == names and all(
         found[name] is value for name, value in model.state_dict(keep_vars=True).items() if name in found
