@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import data as zoo_data
+from .augmentation import random_crop, random_flip
 from .evaluate import Score, count_correct, load_published
 from .recipes import Recipe, load_recipe
 from .run_folder import atomic_write, refuse_used_folder, save_weights, source_revision
@@ -143,9 +144,9 @@ def _finetune(
     while step < steps:
         for images, labels in zoo_data.batches(data, batch_size, shuffle=True, drop_last=False, generator=generator):
             if recipe.augment.crop_padding:
-                images = zoo_data.random_crop(images, recipe.augment.crop_padding, generator=generator)
+                images = random_crop(images, recipe.augment.crop_padding, generator=generator)
             if recipe.augment.flip:
-                images = zoo_data.random_flip(images, generator=generator)
+                images = random_flip(images, generator=generator)
             logits = model(zoo_data.normalize(images, mean, std))
             loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
             if not torch.isfinite(loss):

@@ -1,8 +1,8 @@
-"""Images as uint8 tensors: found or downloaded, decoded once, cached, and augmented on the device.
+"""Images as uint8 tensors: found or downloaded, decoded once, cached, and handed out in batches.
 
     data = load_dataset("torch/cifar10", "train")         # ImageData: images (N, 3, 32, 32) uint8, labels (N,) int64
     for images, labels in batches(data.to("cuda"), 128, shuffle=True, drop_last=True, generator=order):
-        x = normalize(random_flip(random_crop(images, 4, augment), augment), mean, std)
+        x = normalize(random_crop(images, 4, augment), mean, std)              # of augmentation.py
 
 Names are timm's: `torch/mnist`, `torch/cifar10` and what else `timm.data.create_dataset` knows under `torch/` and `hfds/`;
 any other name is the path of a folder or tar with one folder of images a class, or of a folder that holds `train` and `test`
@@ -12,7 +12,7 @@ Where the named datasets are looked for, in this order: `data_dir`; or, where no
 `GODE_ZOO_DATA`, `../shared/data` beside the checkout, and the cache folder, into which torchvision downloads what is nowhere.
 The cache folder is `GODE_ZOO_CACHE`, by default `~/.cache/gode_zoo`.
 
-Shapes: N images, C channels, H rows, W columns. Augmentation is a pure function of its input and of a `torch.Generator`.
+Shapes: N images, C channels, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -43,8 +43,6 @@ __all__ = [
     "holdout",
     "load_dataset",
     "normalize",
-    "random_crop",
-    "random_flip",
 ]
 
 _logger = logging.getLogger(__name__)
@@ -444,7 +442,7 @@ def _write_cache(path: Path, images: Tensor, labels: Tensor) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Batches and augmentation, on the device
+# Batches, on the device
 
 
 def batches(
@@ -455,10 +453,12 @@ def batches(
     drop_last: bool,
     generator: torch.Generator | None = None,
     start: int = 0,
+    mirrored: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Images (B, C, H, W) uint8 and labels (B,), batch by batch, from batch `start` on.
 
-    With `shuffle` the order is drawn once, from `generator`, whatever `start` is.
+    With `shuffle` the order is drawn once, from `generator`, whatever `start` is. `mirrored` (N,) says which images are
+    given as seen in a mirror.
     """
     count = len(data)
     device = data.images.device
@@ -466,7 +466,10 @@ def batches(
     end = count - count % batch_size if drop_last else count
     for i in range(start * batch_size, end, batch_size):
         index = order[i : min(i + batch_size, end)]
-        yield data.images[index], data.labels[index]
+        images = data.images[index]
+        if mirrored is not None:
+            images = torch.where(mirrored[index][:, None, None, None], images.flip(3), images)
+        yield images, data.labels[index]
 
 
 def holdout(data: ImageData, fraction: float, seed: int) -> tuple[ImageData, ImageData]:
@@ -482,24 +485,6 @@ def holdout(data: ImageData, fraction: float, seed: int) -> tuple[ImageData, Ima
         )
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)).to(data.images.device)
     return data.subset(order[kept_out:].sort().values), data.subset(order[:kept_out].sort().values)
-
-
-def random_crop(images: Tensor, padding: int, generator: torch.Generator | None = None) -> Tensor:
-    """Each image (of B, C, H, W) moved by up to `padding` pixels each way; what comes in from outside is 0."""
-    b, _, h, w = images.shape
-    device = images.device
-    padded = torch.nn.functional.pad(images, (padding,) * 4)
-    top, left = torch.randint(0, 2 * padding + 1, (2, b, 1), generator=generator, device=device)
-    rows = (top + torch.arange(h, device=device))[:, :, None]  # (B, H, 1)
-    columns = (left + torch.arange(w, device=device))[:, None, :]  # (B, 1, W)
-    which = torch.arange(b, device=device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[which, rows, columns].permute(0, 3, 1, 2).contiguous()
-
-
-def random_flip(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Each image (of B, C, H, W) mirrored left to right with probability 1/2."""
-    mirrored = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) < 0.5
-    return torch.where(mirrored, images.flip(3), images)
 
 
 def normalize(

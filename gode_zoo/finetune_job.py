@@ -18,16 +18,17 @@ from typing import Any
 
 import torch
 from timm.data.model_config import resolve_input_data_config
-from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from . import data as zoo_data
+from .augmentation import random_crop, random_flip
 from .calibration import Coverage
 from .evaluate import Score
 from .finetune_data import FinetuneData
 from .finetune_recipe import FinetuneRecipe
 from .lr_range import LRRange, find_lr
+from .optimizers import make_optimizer
 from .out_of_memory import OutOfMemoryHint, batch_that_fits, is_out_of_memory
 from .outcomes import OutcomeScore
 from .recipes import learning_rate
@@ -98,16 +99,8 @@ class FinetuneJob:
 
     def make_optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
         """SGD whose groups have the rate `lr * lr_scale`, the scale falling towards the stem."""
-        settings = self.recipe.optimizer
-        optimizer = create_optimizer_v2(
-            model,
-            opt=settings.name,
-            lr=lr,
-            momentum=settings.momentum,
-            nesterov=settings.nesterov,
-            weight_decay=settings.weight_decay,
-            layer_decay=self.recipe.layer_decay,
-        )
+        settings = dataclasses.replace(self.recipe.optimizer, lr=lr)
+        optimizer = make_optimizer(model, settings, layer_decay=self.recipe.layer_decay)
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         return optimizer
@@ -123,9 +116,9 @@ class FinetuneJob:
         """Augmented, normalised images (B, C, H, W) and their labels (B,)."""
         images = self.images[index]
         if self.recipe.augment.crop_padding:
-            images = zoo_data.random_crop(images, self.recipe.augment.crop_padding, generator=augment)
+            images = random_crop(images, self.recipe.augment.crop_padding, generator=augment)
         if self.recipe.augment.flip:
-            images = zoo_data.random_flip(images, generator=augment)
+            images = random_flip(images, generator=augment)
         return zoo_data.normalize(images, self.mean, self.std), self.labels[index]
 
     def forward(self, model: nn.Module, x: Tensor) -> Tensor:

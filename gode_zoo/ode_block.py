@@ -125,8 +125,7 @@ class ODEBlock(nn.Module):
         self.checkpointing = sensitivity in ("checkpoint", "reversible")
         self.stages = [list(row) for row in tableau.a]
         self.weights = list(tableau.b)
-        self.step_sizes, self.stage_index, times = _stage_times(self.grid, tableau)
-        self.times = times
+        self.step_sizes, self.stage_index, self.times = _stage_times(self.grid, tableau)
         self._kept = KeptWeights()
         self.register_buffer("table", self._make_table(), persistent=False)
 
@@ -146,6 +145,19 @@ class ODEBlock(nn.Module):
             times = torch.tensor(self.times, dtype=torch.float64)
             self.table = self.field.tabulate(times).to(device=device, dtype=dtype)  # type: ignore[operator]
         return self
+
+    @torch.jit.ignore
+    def set_num_steps(self, num_steps: int) -> None:
+        """Solve on another grid from here on, of so many steps of equal size, with the weights as they are.
+
+        Raises:
+            ValueError: if the solver is adaptive, or num_steps below 1.
+        """
+        if not self.fixed:
+            raise ValueError(f"num_steps={num_steps} with solver={self.solver!r}, which chooses its own steps")
+        self.grid = fixed_grid(self.t_span, None, num_steps)
+        self.step_sizes, self.stage_index, self.times = _stage_times(self.grid, get_solver(self.solver))
+        self._apply(lambda tensor: tensor)  # makes the table anew
 
     @torch.jit.ignore
     def set_checkpointing(self, enable: bool = True) -> None:

@@ -9,6 +9,7 @@ A run's folder is in the end a Hub repository in timm's format:
     metrics.json       errors and how they were obtained
 """
 
+import copy
 import csv
 import hashlib
 import importlib.metadata
@@ -166,7 +167,9 @@ def save_initial_kernels(out: Path, model: nn.Module) -> None:
     A few kilobytes, with which Figure 2 can show real initial values: tensors (2, kH, kW), or (2, kH, kW, m) of splines.
     """
     block = getattr(model, "block", nn.Identity())
-    kernels = {name: p.detach()[0, :2].cpu().clone() for name, p in block.named_parameters() if p.dim() >= 4}
+    kernels = {
+        name: p.detach()[0, :2].cpu().contiguous().clone() for name, p in block.named_parameters() if p.dim() >= 4
+    }
     atomic_write(out / "initial_kernels.safetensors", lambda file: file.write(save(kernels)))
 
 
@@ -224,6 +227,7 @@ def save_weights(out: Path, model: nn.Module, recipe: Recipe, classes: tuple[str
             overlay["label_names"] = list(classes)
         else:
             overlay["model_args"] = {"family": family.to_dict()}
+        model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # which a file of weights needs
         save_for_hf(model, folder, model_config=overlay, safe_serialization=True)
         save_file(model.state_dict(), Path(folder, "model.safetensors"), metadata={"format": "pt"})
         for name in ("model.safetensors", "config.json"):

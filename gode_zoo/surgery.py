@@ -2,6 +2,7 @@
 
     finer = refine(model, num_basis=16)       # knots inserted: W(t), and so the output, stays as it is
     smaller = compress(model, num_basis=4)    # the W(t) with 4 functions that is nearest in the L2 norm over the span
+    deeper = regrid(model, num_steps=40)      # the same weights W(t), solved in more steps
     gode = from_resnet(resnet)                # n residual blocks are n Euler steps of size 1 of piecewise constant weights
     plain = bake(model)                       # fixed weights for the model's grid: convolutions, norms and additions alone
 
@@ -26,7 +27,7 @@ from .layers import spline_coefficients
 from .ode_block import ODEBlock
 from .splines import BSplineBasis, finer_knots, insert_knots, project_basis
 
-__all__ = ["bake", "compress", "from_resnet", "refine", "refine_"]
+__all__ = ["bake", "compress", "from_resnet", "refine", "refine_", "regrid", "regrid_"]
 
 Change = Callable[[BSplineBasis], tuple[BSplineBasis, Tensor]]
 
@@ -96,6 +97,34 @@ def compress(
     return smaller
 
 
+def regrid(model: nn.Module, num_steps: int) -> nn.Module:
+    """A copy of ``model`` whose solves take ``num_steps`` steps of equal size, with the same weights.
+
+    Raises:
+        ValueError: if it has no solve on a fixed grid, or num_steps is below 1.
+    """
+    other = copy.deepcopy(model)
+    regrid_(other, num_steps)
+    return other
+
+
+def regrid_(model: nn.Module, num_steps: int) -> None:
+    """``regrid`` in place, for more steps late in training."""
+    blocks = [module for module in model.modules() if isinstance(module, ODEBlock)]
+    if not blocks:
+        raise ValueError(f"{type(model).__name__} has no ODE block: give a model such as gode_*")
+    for block in blocks:
+        block.set_num_steps(num_steps)
+    if _is_of_the_zoo(model):
+        kept = {key: value for key, value in model._model_args.items() if key != "step_size"}  # type: ignore[operator, union-attr]
+        model._model_args = {**kept, "num_steps": num_steps}  # type: ignore[assignment]
+
+
+def _is_of_the_zoo(model: nn.Module) -> bool:
+    """Whether timm writes its keywords into config.json; another model that holds splines has none for them."""
+    return hasattr(model, "_model_args") and type(model).__module__.startswith("gode_zoo.")
+
+
 @torch.no_grad()
 def _change_bases(model: nn.Module, change: Change, optimizer: torch.optim.Optimizer | None) -> None:
     """Put another basis in place of every B-spline basis of the model, and take its coefficients along."""
@@ -117,8 +146,7 @@ def _change_bases(model: nn.Module, change: Change, optimizer: torch.optim.Optim
     for module in model.modules():
         if isinstance(module, ODEBlock):
             module._apply(lambda tensor: tensor)  # makes its table of basis values anew
-    # What timm writes into the config.json of a zoo model; another model that holds splines has no keyword for them.
-    if hasattr(model, "_model_args") and type(model).__module__.startswith("gode_zoo."):
+    if _is_of_the_zoo(model):
         basis = next(iter(changed.values()))[0]
         kind = list(basis.knot_values) if basis.knot_kind == "explicit" else basis.knot_kind
         options = {"num_basis": basis.num_basis, "degree": basis.degree, "knots": kind}

@@ -15,6 +15,7 @@ what changes while it trains, `distributed.py` the processes.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import os
@@ -28,19 +29,20 @@ from typing import Any
 import timm
 import torch
 from timm.data.model_config import resolve_input_data_config
-from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from . import data as zoo_data
+from .augmentation import mirrored_in_epoch, mix, mixing_weight, random_crop, random_cutout, random_flip
 from .distributed import World, world
 from .evaluate import Score, count_correct
 from .families import Categorical, get_family
+from .optimizers import make_optimizer
 from .outcomes import OutcomeScore, predictors, score_outcomes, with_outcomes
 from .penalties import SplinePenalty
-from .recipes import Recipe, learning_rate
+from .recipes import Recipe, Refinement, learning_rate
 from .run_display import display, stop_signals
 from .run_folder import (
     LOG_COLUMNS,
@@ -57,7 +59,7 @@ from .run_folder import (
     write_metrics,
 )
 from .run_state import NonFiniteLossError, RunState, refuse_non_finite_loss, refuse_non_finite_weights
-from .surgery import refine, refine_
+from .surgery import refine_, regrid_
 
 __all__ = ["CheckpointError", "NonFiniteLossError", "TrainResult", "TrainingInterrupted", "train"]
 
@@ -150,6 +152,8 @@ def _train(
     classes = isinstance(family, Categorical)
     family_args = {} if classes else {"family": recipe.family}
     model = timm.create_model(recipe.model, pretrained=False, **recipe.model_args, **family_args).to(device)
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    model = model.to(memory_format=layout)
     inputs = resolve_input_data_config(model)  # of its pretrained_cfg, for the channels that it has
     mean, std = inputs["mean"], inputs["std"]
 
@@ -184,28 +188,23 @@ def _train(
 
     def measure(data: Any) -> Score | OutcomeScore:
         """The published weights' score; each process classifies its share of the images (or scores all outcomes)."""
+        measured = published
+        if recipe.channels_last:  # as they are when loaded
+            measured = copy.deepcopy(published).to(memory_format=torch.contiguous_format)
         if not classes:
-            return score_outcomes(family, *predictors(published, data.to(device), mean, std))
+            return score_outcomes(family, *predictors(measured, data.to(device), mean, std))
         share = data.subset(torch.arange(processes.rank, len(data), processes.size)).to(device)
-        own = torch.tensor(count_correct(published, share, mean, std).correct, device=device)
+        own = torch.tensor(count_correct(measured, share, mean, std).correct, device=device)
         return Score(int(processes.total(own)[0]), len(data))
 
     penalty = SplinePenalty(model, **dataclasses.asdict(recipe.penalty)) if recipe.penalty else None
     if recipe.refine:  # tried beforehand: one that cannot be done would stop the run in its middle
-        refine(model, recipe.refine[-1].num_basis)
+        trial = copy.deepcopy(model)
+        for refinement in recipe.refine:
+            _refine(trial, refinement)
 
     # Optimiser, schedule, moving average; two generators, one for the order of the data and one for augmentation.
-    fused: dict[str, Any] = {"fused": True} if device.type == "cuda" else {}
-    optimizer = create_optimizer_v2(
-        model,
-        opt=recipe.optimizer.name,
-        lr=recipe.optimizer.lr,
-        momentum=recipe.optimizer.momentum,
-        nesterov=recipe.optimizer.nesterov,
-        weight_decay=recipe.optimizer.weight_decay,
-        filter_bias_and_bn=True,
-        **fused,
-    )
+    optimizer = make_optimizer(model, recipe.optimizer)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate(recipe, step, steps_per_epoch) / recipe.optimizer.lr
     )
@@ -216,12 +215,12 @@ def _train(
     run = RunState(model, optimizer, schedule, ema, order, augment, device)
 
     def refine_after(epoch: int) -> bool:
-        """Whether the model has new parameters."""
+        """Whether the model is another now."""
         due = [refinement for refinement in recipe.refine if refinement.epoch == epoch]
         for refinement in due:
-            refine_(model, refinement.num_basis, optimizer)
+            _refine(model, refinement, optimizer)
             if ema:
-                refine_(ema.module, refinement.num_basis)
+                _refine(ema.module, refinement)
         return bool(due)
 
     def wrapped() -> Callable[[Tensor], Tensor]:
@@ -260,17 +259,23 @@ def _train(
                 run.loss_sum.zero_(), run.correct.zero_(), run.seen.zero_()
             model.train()
             epoch_started, epoch_from = time.monotonic(), run.step
-            for images, labels in _batches(train_data, recipe, order, run.batch, steps_per_epoch):
+            for images, labels in _batches(train_data, recipe, order, epoch, run.batch, steps_per_epoch):
                 if recipe.augment.crop_padding:
-                    images = zoo_data.random_crop(images, recipe.augment.crop_padding, generator=augment)
+                    images = random_crop(images, recipe.augment.crop_padding, generator=augment)
                 if recipe.augment.flip:
-                    images = zoo_data.random_flip(images, generator=augment)
+                    images = random_flip(images, generator=augment)
                 images, own_labels = processes.share(images, labels)
-                x = zoo_data.normalize(images, mean, std)
+                x = zoo_data.normalize(images, mean, std).to(memory_format=layout)
+                targets = own_labels
+                if recipe.augment.cutout:
+                    x = random_cutout(x, recipe.augment.cutout, generator=augment)
+                if recipe.augment.mixup:
+                    weight = mixing_weight(recipe.augment.mixup, recipe.seed, run.step)
+                    x, targets = mix(x, weight), mix(F.one_hot(own_labels, model.num_classes).float(), weight)  # type: ignore[arg-type]
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     logits = forward(x)
                 if classes:
-                    loss = F.cross_entropy(logits.float(), own_labels, label_smoothing=recipe.label_smoothing)
+                    loss = F.cross_entropy(logits.float(), targets, label_smoothing=recipe.label_smoothing)
                 else:
                     loss = family.nll(own_labels, logits)
                 loss = loss if penalty is None else loss + penalty()
@@ -354,15 +359,31 @@ def _by(stop: list[str]) -> str:
     return stop[0] if stop else "a signal to another process"
 
 
+def _refine(model: torch.nn.Module, refinement: Refinement, optimizer: torch.optim.Optimizer | None = None) -> None:
+    if refinement.num_basis is not None:
+        refine_(model, refinement.num_basis, optimizer)
+    if refinement.num_steps is not None:
+        regrid_(model, refinement.num_steps)
+
+
 def _batches(
-    train_data: Any, recipe: Recipe, order: torch.Generator, start: int, steps_per_epoch: int
+    train_data: Any, recipe: Recipe, order: torch.Generator, epoch: int, start: int, steps_per_epoch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The epoch's batches from batch `start` on; none where the epoch was stopped after its last."""
     if start == steps_per_epoch:
         return iter(())
+    mirrored = None
+    if recipe.augment.alternating_flip:
+        mirrored = mirrored_in_epoch(len(train_data), epoch, recipe.seed, train_data.images.device)
     return iter(
         zoo_data.batches(
-            train_data, recipe.batch_size, shuffle=True, drop_last=recipe.drop_last, generator=order, start=start
+            train_data,
+            recipe.batch_size,
+            shuffle=True,
+            drop_last=recipe.drop_last,
+            generator=order,
+            start=start,
+            mirrored=mirrored,
         )
     )
 

@@ -18,8 +18,6 @@ from gode_zoo.data import (
     holdout,
     load_dataset,
     normalize,
-    random_crop,
-    random_flip,
 )
 
 
@@ -158,25 +156,6 @@ def test_idx_files(tmp_path, packed):
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(DataError, match=r"t10k-images.*fetch the file again"):
         load_dataset("torch/mnist", "test", data_dir=tmp_path, download=False)
-
-
-def test_random_crop_equals_cutting_one_by_one():
-    images = torch.randint(1, 256, (5, 2, 6, 7), dtype=torch.uint8)
-    cropped = random_crop(images, 2, torch.Generator().manual_seed(1))
-    tops, lefts = torch.randint(0, 5, (2, 5, 1), generator=torch.Generator().manual_seed(1))
-    padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
-    for i in range(5):
-        assert torch.equal(cropped[i], padded[i, :, tops[i] : tops[i] + 6, lefts[i] : lefts[i] + 7])
-    offsets = {(int(t), int(x)) for t, x in zip(tops, lefts, strict=True)}
-    assert len(offsets) > 1
-
-
-def test_random_flip_mirrors_half_and_leaves_the_rest():
-    images = torch.randint(0, 256, (1000, 1, 3, 4), dtype=torch.uint8)
-    flipped = random_flip(images, torch.Generator().manual_seed(0))
-    same = (flipped == images).flatten(1).all(1)
-    mirrored = (flipped == images.flip(3)).flatten(1).all(1)
-    assert bool((same | mirrored).all()) and 420 < int(mirrored.sum()) < 580
 
 
 def test_normalize():

@@ -358,7 +358,9 @@ def test_sigkill_loses_nothing(start, images, tmp_path, caplog):
         str(tmp_path / "run"),
         *arguments,
     ]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        command, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    )
     log, deadline = tmp_path / "run" / "train_log.csv", time.monotonic() + 200
     while (not log.exists() or len(log.read_text().splitlines()) < 4) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -134,8 +134,12 @@ def gode_recipe(recipe_dict):
         ),
         ({"penalty": {}}, "penalty has no factor above 0"),
         ({"penalty": {"difference": 1.0, "difference_order": 0}}, r"difference_order = 0 .*1 or more"),
-        ({"refine": [{"epoch": 2, "num_basis": 8}]}, "8 basis functions after epoch 2.*epochs = 2"),
-        ({"refine": [{"epoch": 1}]}, r"key refine\.num_basis is missing"),
+        ({"refine": [{"epoch": 2, "num_basis": 8}]}, "refine has epoch = 2 after 0.*epochs = 2"),
+        ({"refine": [{"epoch": 1}]}, "neither num_basis nor num_steps"),
+        (
+            {"epochs": 9, "refine": [{"epoch": 2, "num_steps": 4}, {"epoch": 3, "num_steps": 4}]},
+            "num_steps = 4 after 4",
+        ),
         ({"epochs": 9, "refine": [{"epoch": 1, "num_basis": 8}, {"epoch": 2, "num_basis": 6}]}, "must rise"),
     ],
 )
@@ -178,6 +182,27 @@ def test_coarse_to_fine_training_resumes_exactly(gode_recipe, tmp_path, stops):
     assert model.block.field.basis.num_basis == 7
     metrics = json.loads((tmp_path / "whole" / "metrics.json").read_text())
     assert metrics["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+def test_every_other_part_of_a_recipe_resumes_exactly(gode_recipe, tmp_path):
+    """Muon, alternating flips, cutout, mixup, channels_last and more steps late in training."""
+    recipe = recipe_from_dict(
+        gode_recipe
+        | {
+            "optimizer": {"name": "muon", "lr": 0.02, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4},
+            "augment": {"crop_padding": 2, "alternating_flip": True, "cutout": 8, "mixup": 0.4},
+            "refine": [{"epoch": 1, "num_steps": 3}],
+            "label_smoothing": 0.1,
+            "channels_last": True,
+        }
+    )
+    train(recipe, tmp_path / "whole", progress=False)
+    train(recipe, tmp_path / "parts", max_steps=4, progress=False)
+    assert train(recipe, tmp_path / "parts", resume=True, progress=False).finished
+    whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+    model = timm.create_model(f"local-dir:{tmp_path / 'whole'}", pretrained=True)
+    assert len(model.block.step_sizes) == 3
 
 
 def test_a_refinement_that_cannot_be_done_stops_before_training(gode_recipe, tmp_path):

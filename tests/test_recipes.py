@@ -32,6 +32,10 @@ def test_bundled_recipes_name_a_model_and_survive_yaml(name):
         ({"tag": "a/b"}, "names the output folder"),
         ({"amp": "fp8"}, "none, bf16"),
         ({"holdout": 1.0}, "holdout = 1.0"),
+        ({"optimizer": {"name": "adam", "lr": 0.1}}, "allowed: sgd, muon"),
+        ({"augment": {"flip": True, "alternating_flip": True}}, "false beside flip: true"),
+        ({"augment": {"cutout": -1}}, "cutout = -1"),
+        ({"augment": {"mixup": 0.2}, "family": "poisson", "model_args": {"num_classes": 1}}, "0 with a family"),
     ],
 )
 def test_impossible_recipes_are_refused(recipe_dict, change, message):

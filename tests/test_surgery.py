@@ -12,7 +12,7 @@ from torch import nn
 from gode_zoo import BSplineBasis, ODEBlock, SplineConvField, lift
 from gode_zoo.bases import FourierBasis
 from gode_zoo.layers import spline_coefficients
-from gode_zoo.surgery import compress, from_resnet, refine, refine_
+from gode_zoo.surgery import compress, from_resnet, refine, refine_, regrid
 
 X = torch.randn(2, 8, 5, 5, generator=torch.Generator().manual_seed(0))
 
@@ -130,9 +130,27 @@ def test_a_zoo_model_is_saved_and_loads_again(change, tmp_path):
     assert loaded.block.field.basis.knot_values == model.block.field.basis.knot_values
 
 
+@pytest.mark.parametrize("solver", ["euler", "rk4", "leapfrog"])
+def test_another_grid_is_the_same_weights_loaded_with_it(solver, tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("gode_mnist_m4", solver=solver, step_size=0.25).eval()
+    x = torch.rand(2, 1, 28, 28)
+    finer = regrid(model, 7)
+    loaded = timm.create_model("gode_mnist_m4", solver=solver, num_steps=7).eval()
+    loaded.load_state_dict(model.state_dict())
+    save_for_hf(finer, tmp_path, safe_serialization=True)
+    saved = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    with torch.no_grad():
+        assert torch.equal(finer(x), loaded(x)) and torch.equal(saved(x), loaded(x))
+        assert not torch.equal(finer(x), model(x))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: regrid(nn.Linear(2, 2), 4), "Linear has no ODE block"),
+        (lambda: regrid(timm.create_model("gode_mnist_m4", solver="dopri5"), 4), "num_steps=4.*chooses its own steps"),
+        (lambda: regrid(timm.create_model("gode_mnist_m4"), 0), "num_steps=0"),
         (lambda: refine(nn.Linear(2, 2), 4), "Linear has no weights that are B-splines"),
         (
             lambda: refine(ODEBlock(SplineConvField(8, FourierBasis(4)), num_steps=2), 5),

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import itertools
 import math
 import types
 import typing
@@ -51,9 +50,10 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Optimiser, built by `timm.optim.create_optimizer_v2`; `lr` is the peak of the schedule.
+    """Optimiser, built by `optimizers.make_optimizer`; `lr` is the peak of the schedule.
 
-    Weight decay spares biases, norms and whatever the model's `no_weight_decay()` lists.
+    `muon` orthogonalises the updates of kernels; classifier, biases and norms are updated by AdamW then. Weight decay
+    spares biases, norms and whatever the model's `no_weight_decay()` lists.
     """
 
     lr: float
@@ -76,10 +76,13 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Augment:
-    """Augmentation, on the device, on uint8 images."""
+    """Augmentation, on the device; see `augmentation.py`."""
 
     crop_padding: int = 0
     flip: bool = False
+    alternating_flip: bool = False  # every other epoch, in place of at random
+    cutout: int = 0  # pixels a side
+    mixup: float = 0.0  # alpha of the Beta distribution
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,12 @@ class Penalty:
 
 @dataclass(frozen=True)
 class Refinement:
-    """Coarse-to-fine training: after `epoch` epochs the model gets `num_basis` basis functions, by exact knot insertion."""
+    """Coarse-to-fine training: after `epoch` epochs the model gets `num_basis` basis functions, by exact knot insertion, or
+    is solved in `num_steps` steps, or both."""
 
     epoch: int
-    num_basis: int
+    num_basis: int | None = None
+    num_steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +131,7 @@ class Recipe:
     seed: int = 0
     amp: str = "none"
     compile: bool = False
+    channels_last: bool = False  # memory format of images, states and kernels
     holdout: float = 0.0  # fraction of the training set kept aside to choose the best epoch by
     log_test: bool = False  # also log the test error of every epoch, as information, never for selection
     notes: str = ""
@@ -146,10 +152,13 @@ class Recipe:
         if self.schedule.name != "step":
             del plain["schedule"]["milestones"], plain["schedule"]["gamma"]
         # Left out where unused, so that a recipe of before there were any is what it was.
-        plain["refine"] = list(plain["refine"])
-        for key in ("penalty", "refine"):
+        plain["refine"] = [{k: v for k, v in each.items() if v is not None} for each in plain["refine"]]
+        for key in ("penalty", "refine", "channels_last"):
             if not getattr(self, key):
                 del plain[key]
+        for key in ("alternating_flip", "cutout", "mixup"):
+            if not getattr(self.augment, key):
+                del plain["augment"][key]
         for key in ("roughness", "difference"):
             if self.penalty and not getattr(self.penalty, key):
                 del plain["penalty"][f"{key}_order"]
@@ -312,7 +321,7 @@ def _check(recipe: Recipe, content: dict[str, Any], source: str) -> None:
     need(recipe.ema_decay is None or 0.0 < recipe.ema_decay < 1.0, "ema_decay", "null, or between 0 and 1")
     need(recipe.amp in ("none", "bf16"), "amp", "none, bf16")
     need(0.0 <= recipe.holdout < 1.0, "holdout", "0 up to, not including, 1")
-    need(optimizer.name == "sgd", "optimizer.name", "sgd")
+    need(optimizer.name in ("sgd", "muon"), "optimizer.name", "sgd, muon")
     need(optimizer.lr > 0.0, "optimizer.lr", "more than 0")
     need(0.0 <= optimizer.momentum < 1.0, "optimizer.momentum", "0 up to, not including, 1")
     need(optimizer.weight_decay >= 0.0, "optimizer.weight_decay", "0 or more")
@@ -341,19 +350,34 @@ def _check(recipe: Recipe, content: dict[str, Any], source: str) -> None:
         raise RecipeError(
             f"{source}: penalty has no factor above 0 (of roughness, difference, ridge): add one or take it out"
         )
-    for before, after in itertools.pairwise((Refinement(0, 0), *recipe.refine)):
-        if not before.epoch < after.epoch < recipe.epochs or after.num_basis <= before.num_basis:
-            raise RecipeError(
-                f"{source}: refine has {after.num_basis} basis functions after epoch {after.epoch}: epochs and numbers must "
-                f"rise, the epochs between 0 and epochs = {recipe.epochs}: change it"
-            )
-    need(0 <= recipe.augment.crop_padding <= 64, "augment.crop_padding", "0 to 64 pixels")
+    _check_refine(recipe, source)
+    augment = recipe.augment
+    need(0 <= augment.crop_padding <= 64, "augment.crop_padding", "0 to 64 pixels")
+    need(not (augment.flip and augment.alternating_flip), "augment.alternating_flip", "false beside flip: true")
+    need(0 <= augment.cutout <= 512, "augment.cutout", "0 to 512 pixels")
+    need(0.0 <= augment.mixup <= 100.0, "augment.mixup", "0 to 100")
+    need(not augment.mixup or recipe.family == "categorical", "augment.mixup", "0 with a family of outcomes")
     for key in content.get("schedule", {}):  # a setting is never accepted and ignored
         if key not in ("name", "warmup", *_SCHEDULE_KEYS[schedule.name]):
             raise RecipeError(
                 f"{source}: schedule.{key} = {content['schedule'][key]!r} has no effect with schedule.name = "
                 f"{schedule.name!r} (that reads: {', '.join(('warmup', *_SCHEDULE_KEYS[schedule.name]))}): take it out"
             )
+
+
+def _check_refine(recipe: Recipe, source: str) -> None:
+    rising = {"epoch": 0, "num_basis": 0, "num_steps": 0}
+    for each in recipe.refine:
+        if each.num_basis is None and each.num_steps is None:
+            raise RecipeError(f"{source}: refine after epoch {each.epoch} has neither num_basis nor num_steps: add one")
+        for key, before in rising.items():
+            now = getattr(each, key)
+            if now is not None and (now <= before or (key == "epoch" and now >= recipe.epochs)):
+                raise RecipeError(
+                    f"{source}: refine has {key} = {now} after {before}: epochs and numbers must rise, the epochs between 0 and "
+                    f"epochs = {recipe.epochs}: change it"
+                )
+            rising[key] = before if now is None else now
 
 
 def _check_family(recipe: Recipe, source: str) -> None:
