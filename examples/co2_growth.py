@@ -55,7 +55,7 @@ def fit(times, y, num_basis):
 
 
 def main(out=Path("results")):
-    from gode_zoo.dynamic_plots import plot_fit
+    from gode_zoo.dynamic.plots import plot_fit
 
     times, y = load()
     seen, later = times < CUT, (times >= CUT) & ~np.isnan(y)

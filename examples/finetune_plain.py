@@ -44,11 +44,11 @@ print(f"all weights trained: {100 * accuracy(model.eval()):.1f} % of 500 digits 
 # %% [markdown]
 # ## Only the head
 #
-# Frozen weights need no gradient: `gode_zoo.finetune_model.freeze` (or three lines of your own) leaves the classifier
+# Frozen weights need no gradient: `gode_zoo.finetuning.model.freeze` (or three lines of your own) leaves the classifier
 # alone to learn. `freeze(model, "stem")` keeps only the first convolutions.
 
 # %%
-from gode_zoo.finetune_model import freeze  # noqa: E402
+from gode_zoo.finetuning.model import freeze  # noqa: E402
 
 model = timm.create_model("gode_mnist_m4", pretrained=True, num_classes=2)
 freeze(model, "all-but-head")

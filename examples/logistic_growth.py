@@ -60,7 +60,7 @@ def fit(data, smoothing="gcv"):
 
 
 def main(out=Path("results")):
-    from gode_zoo.dynamic_plots import plot_fit
+    from gode_zoo.dynamic.plots import plot_fit
 
     fitted = fit(simulate(0))
     grid = torch.linspace(*SPAN, 101, dtype=torch.float64)

@@ -68,7 +68,7 @@ def fit(data, smoothing="gcv"):
 
 
 def main(out=Path("results")):
-    from gode_zoo.dynamic_plots import plot_fit
+    from gode_zoo.dynamic.plots import plot_fit
 
     data, later = simulate(0)
     fitted = fit(data)

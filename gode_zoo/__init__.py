@@ -5,13 +5,13 @@ Importing it registers the models with timm. ``gode_zoo.torchdyn`` is imported o
 
 from . import models
 from .bases import Basis, ChebyshevBasis, FourierBasis, PolynomialBasis, RBFBasis
-from .download import download
 from .dynamic import GODEModel
 from .families import get_family
 from .fields import ConcatConvField, LiftedField, SplineConvField, lift
+from .hugging_face.download import download
+from .hugging_face.publish import publish
 from .layers import SplineConv2d, SplineGroupNorm, SplineLinear
 from .ode_block import ODEBlock
-from .publish import publish
 from .solvers import SOLVERS, Solution, Tableau
 from .splines import BSplineBasis
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from .families import Family
 from .families.base import check_level
 
-__all__ = ["LEVELS", "Coverage", "calibrate", "calibrated_level", "coverage", "measure", "measure_halves"]
+__all__ = ["LEVELS", "Coverage", "calibrate", "calibrated_level", "coverage", "measure"]
 
 LEVELS = (0.5, 0.8, 0.95)
 _WIDEST = 1 - 1e-9  # an interval of level 1 would be the whole line
@@ -100,19 +100,6 @@ def measure(
     return rows
 
 
-def measure_halves(family: Family, y: Tensor, eta: Tensor, levels: Sequence[float] = LEVELS) -> list[Coverage]:
-    """Coverage on one half of the outcomes, whose intervals the other half calibrates.
-
-    The halves are drawn at random but always the same. A level that so few cannot calibrate is left out.
-    """
-    halves = torch.randperm(len(y), generator=torch.Generator().manual_seed(0)).chunk(2)
-    possible = [level for level in levels if len(halves) == 2 and len(halves[1]) >= _least(level)]
-    if not possible:
-        return []
-    a, b = halves
-    return measure(family, y[a], eta[a], y[b], eta[b], possible)
-
-
 def calibrate(
     family: Family,
     y: Tensor,
@@ -126,23 +113,31 @@ def calibrate(
         family: with its dispersion.
         y: outcomes to measure on, and ``eta`` their predictors.
         held: other outcomes and their predictors, to calibrate by. Without them the level asked for is by all of ``y``,
-            and its coverage by halves of them.
+            and its coverage that of both halves of them, each calibrated by the other.
         levels: levels of the intervals. Of one that so few cannot calibrate, `asked` and `calibrated` are None.
     """
-    known_y, known_eta = held if held is not None else (y, eta)
-    by_halves = (
-        {} if held is not None else {row.level: row.calibrated for row in measure_halves(family, y, eta, levels)}
-    )
-    rows = []
+    if held is not None:
+        enough = [level for level in levels if len(held[0]) >= _least(level)]
+        measured = {row.level: row for row in measure(family, y, eta, *held, enough)}
+        return [measured.get(level) or Coverage(level, coverage(family, y, eta, level)) for level in levels]
+    scores, rows = family.interval_level(y, eta), []
     for level in levels:
-        plain, asked = coverage(family, y, eta, level), None
-        if len(known_y) >= _least(level):
-            asked = calibrated_level(family.interval_level(known_y, known_eta), level)
-        calibrated = by_halves.get(level)
-        if held is not None and asked is not None:
-            calibrated = coverage(family, y, eta, asked)
-        rows.append(Coverage(level, plain, asked, calibrated))
+        asked = calibrated_level(scores, level) if len(y) >= _least(level) else None
+        rows.append(Coverage(level, coverage(family, y, eta, level), asked, _coverage_by_halves(scores, level)))
     return rows
+
+
+def _coverage_by_halves(scores: Tensor, level: float) -> float | None:
+    """The share of outcomes held where each half's interval is calibrated by the other; None where these are too few.
+
+    The halves are drawn at random but always the same.
+    """
+    halves = [scores[part] for part in torch.randperm(len(scores), generator=torch.Generator().manual_seed(0)).chunk(2)]
+    if len(halves) < 2 or min(map(len, halves)) < _least(level):
+        return None
+    a, b = halves
+    held = (a <= calibrated_level(b, level)).sum() + (b <= calibrated_level(a, level)).sum()
+    return float(held) / len(scores)
 
 
 def _least(level: float) -> int:

@@ -17,9 +17,9 @@ from timm.data.model_config import resolve_input_data_config
 from torch import nn
 
 from . import data as zoo_data
-from .calibration import Coverage, measure_halves
-from .download import download
+from .calibration import Coverage, calibrate
 from .families import Categorical, get_family
+from .hugging_face.download import download
 from .models._pretrained import WeightsError, find_weights, verify_weights
 from .outcomes import OutcomeScore, predictors, score_outcomes, with_outcomes
 
@@ -85,7 +85,7 @@ class Evaluation:
     """What was measured beside what was reported, on the test set of `dataset`.
 
     Where outcomes are no classes the errors are mean deviances, and `coverage` says how often predictive intervals hold
-    an outcome, measured on one half of the test set after calibration on the other.
+    an outcome, as they are, and on each half of the test set after calibration on the other.
     """
 
     name: str
@@ -158,8 +158,8 @@ def evaluate(
     family = get_family(metrics.get("family", "categorical"))
     classes = isinstance(family, Categorical)
     if "finetuned_from" in metrics:  # on anybody's images, of any size
-        from .finetune_data import measured_images
-        from .targets import ClassTargets, OutcomeTargets, Targets
+        from .finetuning.data import measured_images
+        from .finetuning.targets import ClassTargets, OutcomeTargets, Targets
 
         targets: Targets = OutcomeTargets(family, tuple(metrics.get("outcome_names", ())))
         if classes:
@@ -188,7 +188,7 @@ def evaluate(
 def _evaluate_outcomes(
     model: nn.Module, data: zoo_data.ImageData, inputs: dict[str, Any], metrics: dict[str, Any], batch_size: int
 ) -> Evaluation:
-    """Deviance and metric on all of the data; coverage on one half, whose intervals the other half calibrates."""
+    """Deviance and metric on all of the data; coverage too, calibrated for each half by the other."""
     family, last = get_family(metrics["family"]), metrics["last"]
     y, eta = predictors(model, data, inputs["mean"], inputs["std"], batch_size)
     return Evaluation(
@@ -196,5 +196,5 @@ def _evaluate_outcomes(
         metrics["dataset"],
         OutcomeScore.from_row({f"_{key}": value for key, value in last.items()}, ""),
         score_outcomes(family, y, eta),
-        tuple(measure_halves(family, y, eta)),
+        tuple(calibrate(family, y, eta)),
     )

@@ -14,8 +14,8 @@ In this order, and nothing is written before the data are known to be fit:
     which is then somewhat too good, for they were chosen by it
 
 The folder is that of a run (`run_folder.py`) with split.csv, lr_range.csv and report.html beside. The same seed gives the
-same run, and a run that was stopped or killed goes on with `resume` as if it had not been: on a CPU bit for bit. `targets.py`
-says how outcomes of a family differ from classes; for "error" read the mean deviance then.
+same run, and a run that was stopped or killed goes on with `resume` as if it had not been: on a CPU bit for bit.
+`finetuning/targets.py` says how outcomes of a family differ from classes; for "error" read the mean deviance then.
 """
 
 from __future__ import annotations
@@ -32,14 +32,16 @@ import torch
 from torch import nn
 
 from .families import Categorical, Family
-from .finetune_data import FinetuneData, load_images
-from .finetune_job import FinetuneJob, FinetuneResult
-from .finetune_model import FREEZE, find_start, make_model
-from .finetune_model import freeze as _freeze
-from .finetune_recipe import FinetuneRecipe, automatic_batch_size, automatic_ema_decay, automatic_precision
+from .finetuning.data import FinetuneData, load_images
+from .finetuning.job import FinetuneJob, FinetuneResult
+from .finetuning.model import FREEZE, find_start, make_model
+from .finetuning.model import freeze as _freeze
+from .finetuning.out_of_memory import is_out_of_memory
+from .finetuning.recipe import FinetuneRecipe, automatic_batch_size, automatic_ema_decay, automatic_precision
+from .finetuning.splits import split_table
+from .finetuning.targets import find_targets
 from .folder_lock import locked_folder
-from .image_sources import find_images
-from .out_of_memory import is_out_of_memory
+from .images.sources import find_images
 from .outcomes import image_family
 from .recipes import Augment, Optimizer, Schedule
 from .run_folder import (
@@ -47,8 +49,6 @@ from .run_folder import (
     atomic_write,
     refuse_used_folder,
 )
-from .splits import split_table
-from .targets import find_targets
 
 __all__ = ["FinetuneResult", "finetune"]
 

@@ -5,7 +5,7 @@
         p.problem                  # why a file could not be read, or None
         p.mean, p.interval         # of a model of outcomes, in place of classes: 6.2, (2.0, 12.0)
 
-Each image is brought to the model's size and colours as `image_reading.py` says. An MNIST model knows light digits on a
+Each image is brought to the model's size and colours as `images/reading.py` says. An MNIST model knows light digits on a
 dark ground.
 """
 
@@ -29,8 +29,8 @@ from torch import Tensor
 from .data import DataError, normalize
 from .evaluate import load_published
 from .families import Categorical, Family
-from .image_reading import is_image, read_image
-from .image_sources import natural_key
+from .images.reading import is_image, read_image
+from .images.sources import natural_key
 
 __all__ = ["LEVEL", "OutcomePrediction", "Prediction", "find_files", "predict"]
 

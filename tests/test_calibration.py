@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gode_zoo.calibration import LEVELS, calibrate, calibrated_level, measure, measure_halves
+from gode_zoo.calibration import LEVELS, calibrate, calibrated_level, coverage, measure
 from gode_zoo.families import get_family
 
 
@@ -56,10 +56,13 @@ def test_what_to_ask_for_comes_from_other_outcomes_or_from_all_of_the_same():
     for row, known in zip(calibrate(family, y, eta, held), measure(family, y, eta, *held), strict=True):
         assert row == known
     alone = calibrate(family, y, eta)
-    for row, half in zip(alone, measure_halves(family, y, eta), strict=True):
+    a, b = torch.randperm(len(y), generator=torch.Generator().manual_seed(0)).chunk(2)
+    for row in alone:
         assert row.asked == calibrated_level(family.interval_level(y, eta), row.level)
-        assert row.calibrated == half.calibrated and half.asked != row.asked
-        assert row.calibrated == pytest.approx(row.level, abs=0.08) and row.plain < row.level - 0.1
+        levels = [calibrated_level(family.interval_level(y[part], eta[part]), row.level) for part in (a, b)]
+        of_each = [coverage(family, y[a], eta[a], levels[1]), coverage(family, y[b], eta[b], levels[0])]
+        assert row.calibrated == pytest.approx((of_each[0] * len(a) + of_each[1] * len(b)) / len(y))
+        assert row.calibrated == pytest.approx(row.level, abs=0.05) and row.plain < row.level - 0.1
 
 
 def test_levels_that_so_few_cannot_calibrate():
@@ -68,6 +71,5 @@ def test_levels_that_so_few_cannot_calibrate():
     rows = {row.level: row for row in calibrate(family, y, eta)}
     assert rows[0.95].asked is not None and rows[0.95].calibrated is None  # all are enough, half of them are not
     assert rows[0.5].calibrated is not None
-    assert [row.level for row in measure_halves(family, y, eta)] == [0.5, 0.8]
-    assert measure_halves(family, y[:1], eta[:1]) == []
+    assert [row.calibrated for row in calibrate(family, y[:1], eta[:1])] == [None] * 3
     assert all(row.asked is None for row in calibrate(family, y[:1], eta[:1], (y[:0], eta[:0])))

@@ -38,7 +38,7 @@ def refused(client, repo, kind="WeightsError", **env) -> str:
     """The message with which `download` and timm's own way both end; nothing of timm's is built."""
     code = f"""
 import timm, gode_zoo
-from gode_zoo.download import download
+from gode_zoo.hugging_face.download import download
 try:
     download({repo!r}); raise SystemExit("was loaded")
 except Exception as error:
@@ -84,7 +84,7 @@ def test_by_name_tag_and_commit(hub, client, repo, files, tmp_path):
     second = hub.repos[repo].branches["main"]
     code = f"""
 import timm, gode_zoo
-from gode_zoo.download import download
+from gode_zoo.hugging_face.download import download
 import hashlib, pathlib
 models = [timm.create_model("hf-hub:{repo}" + at, pretrained=True) for at in ("", "@v1", "@{first}", "@{second}")]
 sums = [float(model.stem.conv1.weight.double().sum()) for model in models]

@@ -13,7 +13,7 @@ from scipy.interpolate import BSpline
 
 from gode_zoo import BSplineBasis
 from gode_zoo.dynamic import GODEModel
-from gode_zoo.dynamic_plots import plot_fit
+from gode_zoo.dynamic.plots import plot_fit
 from gode_zoo.families import get_family
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))

@@ -18,17 +18,16 @@ from finetune_folders import FAST, make_images, metrics_of, start_model
 from PIL import Image
 from safetensors.torch import load_file
 
-from gode_zoo import finetune_job as job
-from gode_zoo import targets
 from gode_zoo.class_predictions import predict_classes
 from gode_zoo.data import DataError
 from gode_zoo.evaluate import evaluate
 from gode_zoo.finetune import finetune
-from gode_zoo.finetune_model import find_start, freeze, make_model
-from gode_zoo.finetune_recipe import automatic_batch_size, automatic_ema_decay
+from gode_zoo.finetuning import job, targets
+from gode_zoo.finetuning.model import find_start, freeze, make_model
+from gode_zoo.finetuning.recipe import automatic_batch_size, automatic_ema_decay
+from gode_zoo.finetuning.targets import ClassTargets
 from gode_zoo.predict import find_files, predict
 from gode_zoo.run_folder import CheckpointError
-from gode_zoo.targets import ClassTargets
 from gode_zoo.train import TrainingInterrupted
 
 

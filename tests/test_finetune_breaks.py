@@ -15,12 +15,11 @@ from finetune_folders import FAST, bright, make_images, metrics_of, start_model
 from PIL import Image
 from test_image_reading import huge_png
 
-from gode_zoo import finetune_job as job
-from gode_zoo import targets
 from gode_zoo.data import DataError
 from gode_zoo.finetune import finetune
+from gode_zoo.finetuning import job, targets
+from gode_zoo.finetuning.out_of_memory import OutOfMemoryHint
 from gode_zoo.folder_lock import FolderInUseError, locked_folder
-from gode_zoo.out_of_memory import OutOfMemoryHint
 from gode_zoo.run_state import NonFiniteLossError
 
 

@@ -12,7 +12,7 @@ import time
 import pytest
 from finetune_folders import make_images, start_model
 
-from gode_zoo.publish import publish
+from gode_zoo.hugging_face.publish import publish
 
 OPTIONS = ["--epochs", "2", "--batch-size", "8", "--lr", "0.05", "--device", "cpu"]
 

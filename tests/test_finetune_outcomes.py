@@ -18,16 +18,16 @@ from gode_zoo.data import DataError
 from gode_zoo.evaluate import evaluate
 from gode_zoo.families import get_family
 from gode_zoo.finetune import finetune
-from gode_zoo.finetune_data import measured_images
-from gode_zoo.hub_check import check_folder
-from gode_zoo.hub_folder import PUBLISHED_FILES, check_arguments
-from gode_zoo.image_sources import ImageSource, Sample, find_images
+from gode_zoo.finetuning.data import measured_images
+from gode_zoo.finetuning.splits import split_outcomes, split_table
+from gode_zoo.finetuning.targets import OutcomeTargets, find_targets
+from gode_zoo.hugging_face.check import check_folder
+from gode_zoo.hugging_face.folder import PUBLISHED_FILES, check_arguments
+from gode_zoo.hugging_face.publish import publish
+from gode_zoo.images.sources import ImageSource, Sample, find_images
 from gode_zoo.models._pretrained import WeightsError
 from gode_zoo.outcomes import predictors
 from gode_zoo.predict import predict
-from gode_zoo.publish import publish
-from gode_zoo.splits import split_outcomes, split_table
-from gode_zoo.targets import OutcomeTargets, find_targets
 
 QUICK = FAST | {"batch_size": 16, "patience": 0}
 

@@ -11,7 +11,7 @@ from hub_runs import contents, make_run, sha256
 from safetensors.torch import load_file, save_file
 
 from gode_zoo import cards, cli
-from gode_zoo.hub_check import check_folder, check_hub
+from gode_zoo.hugging_face.check import check_folder, check_hub
 
 NAME = "stem_mnist.finetuned"
 

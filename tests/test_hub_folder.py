@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from gode_zoo.hub_folder import build_empty, check_config, read_config, weights_limit
+from gode_zoo.hugging_face.folder import build_empty, check_config, read_config, weights_limit
 from gode_zoo.models._pretrained import WeightsError
 
 GOOD = {

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from gode_zoo.data import DataError
-from gode_zoo.image_reading import MAX_PIXELS, is_image, read_image, read_images, refuse_broken
-from gode_zoo.image_sources import Sample
+from gode_zoo.images.reading import MAX_PIXELS, is_image, read_image, read_images, refuse_broken
+from gode_zoo.images.sources import Sample
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -148,7 +148,7 @@ def test_all_broken_images_are_named_without_a_warning(caplog):
 
 
 def test_more_images_than_memory_are_refused_before_any_is_read(monkeypatch):
-    monkeypatch.setattr("gode_zoo.image_reading._free_memory", lambda: 1 << 20)
+    monkeypatch.setattr("gode_zoo.images.reading._free_memory", lambda: 1 << 20)
     with pytest.raises(DataError, match=r"1,000 images of 3x64x64 take 0\.0 GiB .*--image-size"):
         read_images([sample("a", b"")] * 1000, (3, 64, 64))
 

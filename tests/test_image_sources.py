@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from gode_zoo.data import DataError, ImageData
-from gode_zoo.image_reading import read_image
-from gode_zoo.image_sources import find_images, natural_key
+from gode_zoo.images.reading import read_image
+from gode_zoo.images.sources import find_images, natural_key
 
 
 def image(path, value=0):
@@ -217,7 +217,7 @@ def test_names_that_are_no_ascii_or_no_text(tmp_path):
 
 def test_torch_mnist_by_name(monkeypatch):
     data = ImageData(torch.arange(32, dtype=torch.uint8).view(2, 1, 4, 4), torch.tensor([1, 0]), ("zero", "one"), "x")
-    monkeypatch.setattr("gode_zoo.image_sources.load_dataset", lambda *args, **kwargs: data)
+    monkeypatch.setattr("gode_zoo.images.sources.load_dataset", lambda *args, **kwargs: data)
     source = find_images("torch/mnist")
     assert source.name == "torch/mnist" and [s.split for s in source.samples] == ["train"] * 2 + ["test"] * 2
     assert source.samples[0].label == "one"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gode_zoo.lr_range import LRRange, find_lr
+from gode_zoo.finetuning.lr_range import LRRange, find_lr
 
 
 def make_optimizer(model, lr):

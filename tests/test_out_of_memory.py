@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gode_zoo.out_of_memory import batch_that_fits, is_out_of_memory
+from gode_zoo.finetuning.out_of_memory import batch_that_fits, is_out_of_memory
 
 
 def test_what_out_of_memory_is():

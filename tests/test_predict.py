@@ -8,7 +8,7 @@ import pytest
 from finetune_folders import make_images, start_model
 
 from gode_zoo.data import DataError
-from gode_zoo.finetune_model import find_start
+from gode_zoo.finetuning.model import find_start
 from gode_zoo.predict import find_files, predict
 
 

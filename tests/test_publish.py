@@ -11,7 +11,7 @@ from hub_server import TOKEN, Blob
 from safetensors import safe_open
 
 import gode_zoo
-from gode_zoo.hub_folder import PUBLISHED_FILES
+from gode_zoo.hugging_face.folder import PUBLISHED_FILES
 
 MNIST = ROOT / "hub" / "gode_mnist_m4.modern"
 VERSION = f"v{gode_zoo.__version__}"

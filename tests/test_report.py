@@ -13,7 +13,7 @@ from PIL import Image
 
 from gode_zoo.class_predictions import ClassPredictions
 from gode_zoo.finetune import finetune
-from gode_zoo.report_classes import _confusions, _per_class
+from gode_zoo.report.classes import _confusions, _per_class
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EVIL = "<script>document.title='owned'<"  # a folder's name; / cannot be in one

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gode_zoo.data import DataError
-from gode_zoo.image_sources import ImageSource, Sample
-from gode_zoo.splits import describe_balance, split_samples, split_table
+from gode_zoo.finetuning.splits import describe_balance, split_samples, split_table
+from gode_zoo.images.sources import ImageSource, Sample
 
 
 def source(counts, split=""):

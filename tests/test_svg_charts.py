@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gode_zoo.svg_charts import Point, bar_chart, line_chart, scatter_chart, ticks
+from gode_zoo.report.svg_charts import Point, bar_chart, line_chart, scatter_chart, ticks
 
 
 def points(figure):

@@ -30,7 +30,7 @@ def publish(
     as_json: Json = False,
 ) -> None:
     """Publish a finished run to the Hugging Face Hub: weights, card, recipe, metrics and log, in one commit."""
-    from ..publish import publish as push
+    from ..hugging_face.publish import publish as push
 
     done = push(
         folder, repo_id, private=private, revision=revision, create_pr=create_pr, dry_run=dry_run, timeout=timeout
@@ -62,7 +62,7 @@ def download(
     as_json: Json = False,
 ) -> None:
     """Fetch weights with their card, check them, and print the folder."""
-    from ..download import download as fetch
+    from ..hugging_face.download import download as fetch
 
     folder = fetch(name, to, timeout=timeout)
     print_json({"folder": folder}) if as_json else typer.echo(str(folder))
@@ -76,7 +76,7 @@ def hub_check(
     as_json: Json = False,
 ) -> None:
     """Check that every folder of hub/ may be published: files, hashes, model, figures, card."""
-    from ..hub_check import check_hub
+    from ..hugging_face.check import check_hub
 
     checked = []
     for one in check_hub(hub):

@@ -250,7 +250,7 @@ def create(
     """Build a registered model as timm does, after checking the weights that it would load.
 
     Bundled weights and those of a local folder are held against their sha256. Weights of the Hub are fetched and
-    checked by `gode_zoo.download.fetch`, and timm is given the file that was checked.
+    checked by `gode_zoo.hugging_face.download.fetch`, and timm is given the file that was checked.
 
     Raises:
         WeightsError: the weights are refused.
@@ -258,7 +258,7 @@ def create(
     """
     source = kwargs.get("pretrained_cfg")
     if isinstance(source, dict) and source.get("source") == "hf-hub":
-        from ..hub_folder import check_arguments
+        from ..hugging_face.folder import check_arguments
 
         check_arguments(kwargs.get("pretrained_model_args") or {}, str(source["hf_hub_id"]))
     if pretrained:
@@ -287,8 +287,8 @@ def _check_weights(chosen: PretrainedCfg, variant: str, cache_dir: Any) -> Path 
         if chosen.file in bundled:
             verify_weights(bundled[chosen.file] / "model.safetensors")
     elif chosen.hf_hub_id and not chosen.state_dict:
-        from ..download import fetch
-        from ..hub_access import repository
+        from ..hugging_face.access import repository
+        from ..hugging_face.download import fetch
 
         if chosen.hf_hub_filename not in (None, "model.safetensors"):
             raise WeightsError(

@@ -24,7 +24,7 @@ import timm
 from timm.models import PretrainedCfg
 from torch import nn
 
-from .models._pretrained import WeightsError
+from ..models._pretrained import WeightsError
 
 __all__ = [
     "MAX_TEXT_BYTES",

@@ -4,7 +4,7 @@
     download("ORG/NAME@v0.1.0", "my_model")         # from the Hub, copied to a folder
 
 What comes from the Hub is checked in this order, and refused with a message at the first thing that is wrong: the names
-of the files, config.json (see hub_folder.py), the size of the weights before they are fetched, each file against the
+of the files, config.json (see folder.py), the size of the weights before they are fetched, each file against the
 hash that the Hub has of it, the header of the weights, and their sha256 against metrics.json. timm's own
 ``hf-hub:`` loading comes by here for the models of this package; see `models._classifier.create`.
 """
@@ -20,8 +20,9 @@ from typing import Any
 
 import timm
 
-from .hub_access import DEFAULT_TIMEOUT, HubError, explained, is_offline, repository, with_retries
-from .hub_folder import (
+from ..models._pretrained import WeightsError, find_weights, hub_id, known_sha256, list_weights, verify_weights
+from .access import DEFAULT_TIMEOUT, HubError, explained, is_offline, repository, with_retries
+from .folder import (
     MAX_TEXT_BYTES,
     NEEDED_FILES,
     PUBLISHED_FILES,
@@ -31,7 +32,6 @@ from .hub_folder import (
     read_config,
     weights_limit,
 )
-from .models._pretrained import WeightsError, find_weights, hub_id, known_sha256, list_weights, verify_weights
 
 __all__ = ["download", "fetch"]
 

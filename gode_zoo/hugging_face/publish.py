@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .hub_access import DEFAULT_TIMEOUT, HubError, bounded_requests, explained, is_offline, repository, with_retries
-from .models._pretrained import known_sha256, list_weights
+from ..models._pretrained import known_sha256, list_weights
+from .access import DEFAULT_TIMEOUT, HubError, bounded_requests, explained, is_offline, repository, with_retries
 
 __all__ = ["Publication", "StagedFile", "publish"]
 
@@ -128,7 +128,7 @@ def publish(
 
 
 def _version() -> str:
-    from . import __version__
+    from .. import __version__
 
     return __version__
 
@@ -139,9 +139,9 @@ def _stage(folder: Path) -> tuple[StagedFile, ...]:
     Raises:
         ValueError: the folder is not fit to be published.
     """
-    from .cards import GENERATED, card, plot_log, read_entry
-    from .hub_check import check_folder
-    from .hub_folder import PUBLISHED_FILES
+    from ..cards import GENERATED, card, plot_log, read_entry
+    from .check import check_folder
+    from .folder import PUBLISHED_FILES
 
     if not folder.is_dir():
         raise ValueError(f"{folder}: is no folder: give the one of a finished run, such as hub/<arch>.<tag>")

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .data import DataError, ImageData
-from .image_reading import Broken, read_images, refuse_broken
-from .image_sources import ImageSource, Sample, find_images
-from .run_display import counting
+from ..data import DataError, ImageData
+from ..images.reading import Broken, read_images, refuse_broken
+from ..images.sources import ImageSource, Sample, find_images
+from ..run_display import counting
 from .targets import Targets
 
 __all__ = ["FinetuneData", "load_images", "measured_images"]

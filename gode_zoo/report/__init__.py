@@ -2,7 +2,7 @@
 
     write_report(out, model=…, recipe=…, history=…, findings=…, …)
 
-`report_classes.py` and `report_outcomes.py` make the findings.
+`classes.py` and `outcomes.py` make the findings.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from .finetune_recipe import FinetuneRecipe
-from .image_reading import Broken
-from .layers import SplineConv2d
-from .lr_range import LRRange
-from .ode_block import ODEBlock
-from .recipes import Augment
-from .report_parts import Findings, section, table, text
-from .run_folder import atomic_write
+from ..finetuning.lr_range import LRRange
+from ..finetuning.recipe import FinetuneRecipe
+from ..images.reading import Broken
+from ..layers import SplineConv2d
+from ..ode_block import ODEBlock
+from ..recipes import Augment
+from ..run_folder import atomic_write
+from .parts import Findings, section, table, text
 from .svg_charts import line_chart
 
 __all__ = ["write_report"]

@@ -28,17 +28,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .calibration import calibrate
-from .class_predictions import ClassPredictions, predict_classes
-from .data import DataError, ImageData
-from .families import Bernoulli, Categorical, Family
-from .image_sources import ImageSource, Sample, natural_key
-from .outcome_predictions import OutcomePredictions
-from .outcomes import predictors
-from .report_classes import class_findings
-from .report_outcomes import outcome_findings
-from .report_parts import Findings
-from .run_state import RunState
+from ..calibration import calibrate
+from ..class_predictions import ClassPredictions, predict_classes
+from ..data import DataError, ImageData
+from ..families import Bernoulli, Categorical, Family
+from ..images.sources import ImageSource, Sample, natural_key
+from ..outcome_predictions import OutcomePredictions
+from ..outcomes import predictors
+from ..report.classes import class_findings
+from ..report.outcomes import outcome_findings
+from ..report.parts import Findings
+from ..run_state import RunState
 from .splits import describe_balance, describe_outcomes, split_outcomes, split_samples
 
 __all__ = ["ClassTargets", "OutcomeTargets", "Predictions", "Targets", "find_targets"]

@@ -16,15 +16,15 @@ import timm
 import torch
 import yaml
 
-from .cards import CardError, card, plot_log, read_entry
-from .families import Categorical
-from .hub_folder import PUBLISHED_FILES, build_empty, check_names, check_weights, read_config
-from .models._pretrained import WeightsError
-from .ode_block import ODEBlock
+from ..cards import CardError, card, plot_log, read_entry
+from ..families import Categorical
+from ..models._pretrained import WeightsError
+from ..ode_block import ODEBlock
+from .folder import PUBLISHED_FILES, build_empty, check_names, check_weights, read_config
 
 __all__ = ["CheckedFolder", "check_folder", "check_hub"]
 
-_CHECKOUT = Path(__file__).resolve().parent.parent
+_CHECKOUT = Path(__file__).resolve().parents[2]
 _LOCAL = ("checkpoint.pt",)  # of a run: git and publishing leave it out
 
 

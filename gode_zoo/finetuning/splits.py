@@ -17,8 +17,8 @@ from collections import Counter
 
 from torch import Tensor
 
-from .data import DataError
-from .image_sources import ImageSource, Sample
+from ..data import DataError
+from ..images.sources import ImageSource, Sample
 
 __all__ = ["describe_balance", "describe_outcomes", "split_outcomes", "split_samples", "split_table"]
 

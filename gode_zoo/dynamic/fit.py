@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .families import Family
-from .families.base import check_level
+from ..families import Family
+from ..families.base import check_level
 from .scoring import Scored
 
 if TYPE_CHECKING:
-    from .dynamic import GODEModel
+    from . import GODEModel
 
 __all__ = ["Band", "DynamicFit", "Observed", "Plan", "Prediction"]
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .dynamic_fit import DynamicFit
-from .plots import new_figure
+from ..plots import new_figure
+from .fit import DynamicFit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

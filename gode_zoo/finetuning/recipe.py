@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .recipes import Recipe
+from ..recipes import Recipe
 
 __all__ = ["FinetuneRecipe", "automatic_batch_size", "automatic_ema_decay", "automatic_precision"]
 

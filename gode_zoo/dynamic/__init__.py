@@ -33,11 +33,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dynamic_fit import DynamicFit, Observed, Plan
-from .families import Categorical, Family, NegativeBinomial, get_family
+from ..families import Categorical, Family, NegativeBinomial, get_family
+from ..solvers import get_solver, solve_fixed
+from ..splines import BSplineBasis
+from .fit import DynamicFit, Observed, Plan
 from .scoring import Problem, Scored, choose_smoothing, score
-from .solvers import get_solver, solve_fixed
-from .splines import BSplineBasis
 
 __all__ = ["DynamicFit", "GODEModel"]
 

@@ -31,8 +31,8 @@ from typing import IO, Any
 
 from PIL import Image
 
-from .data import DataError, load_dataset
-from .image_reading import EXTENSIONS, is_image
+from ..data import DataError, load_dataset
+from .reading import EXTENSIONS, is_image
 
 __all__ = ["SPLITS", "ImageSource", "Sample", "find_images", "natural_key"]
 

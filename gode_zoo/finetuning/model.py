@@ -22,8 +22,8 @@ import torch
 from timm.data.model_config import resolve_input_data_config
 from torch import nn
 
-from .evaluate import load_published
-from .families import Categorical, Family
+from ..evaluate import load_published
+from ..families import Categorical, Family
 from .targets import OutcomeTargets, Targets
 
 __all__ = ["FREEZE", "Start", "find_start", "freeze", "make_model"]

@@ -33,7 +33,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from .data import DataError
+from ..data import DataError
 
 __all__ = ["EXTENSIONS", "MAX_PIXELS", "Broken", "is_image", "read_image", "read_images", "refuse_broken"]
 

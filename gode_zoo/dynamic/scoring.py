@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .families import Family
+from ..families import Family
 
 __all__ = ["Problem", "Scored", "choose_smoothing", "score"]
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .outcome_predictions import OutcomePredictions
-from .report_parts import Findings, table, text, thumbnails
+from ..outcome_predictions import OutcomePredictions
+from .parts import Findings, table, text, thumbnails
 from .svg_charts import Point, scatter_chart
 
 __all__ = ["outcome_findings"]

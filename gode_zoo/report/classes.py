@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .class_predictions import ClassPredictions
-from .report_parts import Findings, table, text, thumbnails
+from ..class_predictions import ClassPredictions
+from .parts import Findings, table, text, thumbnails
 from .svg_charts import bar_chart
 
 __all__ = ["class_findings"]

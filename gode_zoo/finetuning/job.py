@@ -21,20 +21,16 @@ from timm.data.model_config import resolve_input_data_config
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from . import data as zoo_data
-from .augmentation import random_crop, random_flip
-from .calibration import Coverage
-from .evaluate import Score
-from .finetune_data import FinetuneData
-from .finetune_recipe import FinetuneRecipe
-from .lr_range import LRRange, find_lr
-from .optimizers import make_optimizer
-from .out_of_memory import OutOfMemoryHint, batch_that_fits, is_out_of_memory
-from .outcomes import OutcomeScore
-from .recipes import learning_rate
-from .report import write_report
-from .run_display import counting, display, stop_signals
-from .run_folder import (
+from .. import data as zoo_data
+from ..augmentation import random_crop, random_flip
+from ..calibration import Coverage
+from ..evaluate import Score
+from ..optimizers import make_optimizer
+from ..outcomes import OutcomeScore
+from ..recipes import learning_rate
+from ..report import write_report
+from ..run_display import counting, display, stop_signals
+from ..run_folder import (
     atomic_write,
     read_checkpoint,
     remove_leftovers,
@@ -44,9 +40,13 @@ from .run_folder import (
     write_log,
     write_metrics,
 )
-from .run_state import RunState, refuse_non_finite_loss, refuse_non_finite_weights
+from ..run_state import RunState, refuse_non_finite_loss, refuse_non_finite_weights
+from ..train import TrainingInterrupted
+from .data import FinetuneData
+from .lr_range import LRRange, find_lr
+from .out_of_memory import OutOfMemoryHint, batch_that_fits, is_out_of_memory
+from .recipe import FinetuneRecipe
 from .targets import Predictions
-from .train import TrainingInterrupted
 
 __all__ = ["FinetuneJob", "FinetuneResult"]
 

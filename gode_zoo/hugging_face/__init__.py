@@ -1,0 +1,1 @@
+"""The Hugging Face Hub: folders as they are published, checks, downloads and uploads."""

@@ -1,0 +1,1 @@
+"""Anyone's image files: where they lie, with which labels, and what is in them."""
