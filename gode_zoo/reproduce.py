@@ -33,6 +33,7 @@ from .ode_block import ODEBlock
 from .paper import EPOCHS, TABLES, PaperRow
 from .recipes import Recipe, load_recipe
 from .run_folder import atomic_write, recipe_sha256
+from .side_by_side import train_side_by_side
 from .train import train
 
 __all__ = ["RowResult", "figure2_runs", "reproduce", "row_recipe", "table_cells", "title", "write_table"]
@@ -107,6 +108,7 @@ def reproduce(
     device: str | torch.device | None = None,
     resume: bool = False,
     run_missing: bool = True,
+    jobs: int = 1,
     progress: bool = True,
 ) -> Iterator[RowResult]:
     """Yield the table's rows in turn, each when its runs are finished.
@@ -120,17 +122,28 @@ def reproduce(
         device: default CUDA where there is one, else the CPU.
         resume: go on with runs that were interrupted; without it they are an error, as in training.
         run_missing: train what is missing; False yields every row as it stands.
+        jobs: above 1, so many runs are trained at a time, all of the table before its first row is yielded.
         progress: show a progress bar for each run, where stderr is a terminal.
 
     Raises:
         ValueError: an unknown table, or seeds or epochs that cannot be.
         CheckpointError: a run was interrupted and `resume` is False, or is of another recipe.
         TrainingInterrupted: Ctrl-C or SIGTERM; the run in progress was saved.
+        SideBySideError: one of several runs at a time failed.
     """
     rows = _rows(table)
     if seeds < 1:
         raise ValueError(f"seeds={seeds}: must be 1 or more")
     recipes = [[row_recipe(row, seed, epochs) for seed in range(seeds)] for row in rows]
+    if run_missing and jobs != 1:
+        missing = {
+            _folder(Path(runs), row, recipe): recipe
+            for row, wanted in zip(rows, recipes, strict=True)
+            for recipe in wanted
+        }
+        missing = {folder: recipe for folder, recipe in missing.items() if _metrics(folder, recipe) is None}
+        pairs = [(recipe, folder) for folder, recipe in missing.items()]
+        train_side_by_side(pairs, jobs, data_dir=data_dir, device=device, resume=resume, progress=progress)
     for row, wanted in zip(rows, recipes, strict=True):
         folders = [_folder(Path(runs), row, recipe) for recipe in wanted]
         if run_missing:

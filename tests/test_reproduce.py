@@ -101,6 +101,14 @@ def test_runs_are_made_once_and_resumed(tiny, tmp_path, monkeypatch):
     assert list(csv.DictReader(csv_file.open())) == lines
 
 
+def test_runs_at_a_time_give_the_rows_of_runs_in_turn(tiny, tmp_path):
+    options = {"seeds": 2, "device": "cpu", "progress": False}
+    at_once = list(reproduce("table1", jobs=3, runs=tmp_path / "a", **options))
+    in_turn = list(reproduce("table1", runs=tmp_path / "b", **options))
+    assert [row.errors for row in at_once] == [row.errors for row in in_turn] and len(at_once[1].errors) == 2
+    assert list(reproduce("table1", jobs=3, runs=tmp_path / "a", **options)) == at_once  # and none is run again
+
+
 def test_the_command_and_its_refusals(tiny, tmp_path):
     runner, runs = CliRunner(), str(tmp_path / "runs")
     shown = runner.invoke(app, ["reproduce", "table1", "--runs", runs, "--out", str(tmp_path / "out"), "--no-run"])

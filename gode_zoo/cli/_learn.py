@@ -158,6 +158,7 @@ def train(
     epilog=examples(
         "gode-zoo reproduce table1 --epochs 10",
         "gode-zoo reproduce table1 --epochs 10 --resume",
+        "gode-zoo reproduce table1 --seeds 3 --jobs 6",
         "gode-zoo reproduce figure2 --no-run",
     ),
 )
@@ -169,6 +170,7 @@ def reproduce(
     runs: Annotated[Path, typer.Option(help="Folder of the training runs.")] = Path("runs/reproduce"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with runs that were interrupted.")] = False,
     no_run: Annotated[bool, typer.Option("--no-run", help="Train nothing: show what there is.")] = False,
+    jobs: Annotated[int, typer.Option(help="Runs of a table to train at a time, a process each.")] = 1,
     data_dir: DataDir = None,
     device: Device = None,
     as_json: Json = False,
@@ -194,7 +196,7 @@ def reproduce(
         results = list(again.reproduce(what, seeds=seeds, **options | {"run_missing": False}))
         if not no_run:
             again.write_table(what, results, out)
-            for i, result in enumerate(again.reproduce(what, seeds=seeds, **options)):
+            for i, result in enumerate(again.reproduce(what, seeds=seeds, jobs=jobs, **options)):
                 results[i] = result
                 again.write_table(what, results, out)  # after each row: an interruption loses none
     except TrainingInterrupted as stop:
