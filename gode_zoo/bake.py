@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .fields import SplineConvField
+from .layers import SplineBatchNorm2d, SplineGroupNorm
 from .ode_block import ODEBlock
 
 __all__ = ["BakedBlock", "bake", "with_block"]
@@ -20,8 +21,9 @@ __all__ = ["BakedBlock", "bake", "with_block"]
 class BakedBlock(nn.Module):
     """The steps of an ``ODEBlock`` on its fixed grid with plain layers: no time, no spline.
 
-    Made by ``bake``. ``convs[c][i]`` is convolution i of the c-th evaluation of the field, in the order in which the steps
-    make them; evaluations at the same time share their layers. The norms are those of the field, shared by all.
+    Made by ``bake``. ``norms[c][i]`` and ``convs[c][i]`` are norm and convolution i of the c-th evaluation of the field, in
+    the order in which the steps make them. Evaluations at the same time share their layers; norms that do not vary with time
+    are shared by all.
 
     Args:
         block: a block of a ``SplineConvField`` with a fixed grid; its tensors are copied.
@@ -30,9 +32,9 @@ class BakedBlock(nn.Module):
     num_stages: Final[int]
     leaping: Final[bool]
     if TYPE_CHECKING:
-        convs: (
-            Any  # a ModuleList of ModuleLists, which mypy cannot iterate over; TorchScript must not see the annotation
-        )
+        # ModuleLists of ModuleLists, which mypy cannot iterate over; TorchScript must not see the annotation.
+        convs: Any
+        norms: Any
     stages: list[list[float]]
     weights: list[float]
     step_sizes: list[float]
@@ -44,12 +46,16 @@ class BakedBlock(nn.Module):
         self.stages, self.weights = copy.deepcopy(block.stages), list(block.weights)
         self.step_sizes, self.num_stages = list(block.step_sizes), len(block.weights)
         self.leaping = block.leaping
-        self.norms = copy.deepcopy(field.norms)
+        times = range(len(block.times))
         with torch.no_grad():
-            kernels = field.stage_weights(block.table)
-            layers = [nn.ModuleList(_conv(k[s]) for k in kernels) for s in range(len(block.times))]
-        order = range(len(layers)) if self.leaping else [s for step in block.stage_index for s in step]
-        self.convs = nn.ModuleList(layers[s] for s in order)
+            kernels = [conv.weights_at(block.table) for conv in field.convs]  # type: ignore[operator]
+            convs = [nn.ModuleList(_conv(kernel[s]) for kernel in kernels) for s in times]
+            norms = [nn.ModuleList(_norm(norm, block.table, s) for norm in field.norms) for s in times]
+        if not field.spline_norms:
+            norms = [copy.deepcopy(field.norms)] * len(times)
+        order = times if self.leaping else [s for step in block.stage_index for s in step]
+        self.convs = nn.ModuleList(convs[s] for s in order)
+        self.norms = nn.ModuleList(norms[s] for s in order)
         self.train(block.training)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,13 +63,13 @@ class BakedBlock(nn.Module):
         if self.leaping:
             return self._leap(x)
         slopes: list[Tensor] = []
-        for call, convs in enumerate(self.convs):
+        for call, (norms, convs) in enumerate(zip(self.norms, self.convs)):  # noqa: B905 (TorchScript's zip has no strict)
             step, stage = self.step_sizes[call // self.num_stages], call % self.num_stages
             y = x
             for j, a in enumerate(self.stages[stage]):
                 if a != 0.0:
                     y = torch.add(y, slopes[j], alpha=step * a)
-            for norm, conv in zip(self.norms, convs):  # noqa: B905 (TorchScript's zip has no strict)
+            for norm, conv in zip(norms, convs):  # noqa: B905
                 y = conv(torch.relu(norm(y)))
             slopes.append(y)
             if stage == self.num_stages - 1:
@@ -76,11 +82,11 @@ class BakedBlock(nn.Module):
     def _leap(self, x: Tensor) -> Tensor:
         """The steps of ``reversible.leapfrog``."""
         v = torch.zeros_like(x)
-        for call, convs in enumerate(self.convs):
+        for call, (norms, convs) in enumerate(zip(self.norms, self.convs)):  # noqa: B905
             half = self.step_sizes[call - 1] / 2 if call > 0 else 0.0
             y = torch.add(x, v, alpha=half)
             slope = y
-            for norm, conv in zip(self.norms, convs):  # noqa: B905 (TorchScript's zip has no strict)
+            for norm, conv in zip(norms, convs):  # noqa: B905
                 slope = conv(torch.relu(norm(slope)))
             v = 2 * slope - v if call > 0 else slope
             x = torch.add(y, v, alpha=half)
@@ -96,6 +102,23 @@ def _conv(kernel: Tensor) -> nn.Conv2d:
     return conv
 
 
+def _norm(norm: nn.Module, table: Tensor, stage: int) -> nn.Module:
+    """A norm at one row of the table, as a plain layer with a copy of its numbers; one that does not vary as it is."""
+    if not isinstance(norm, SplineGroupNorm | SplineBatchNorm2d):
+        return norm
+    numbers = [values[stage] for values in norm.weights_at(table)]
+    options: dict[str, Any] = {"eps": norm.eps, "device": numbers[0].device, "dtype": numbers[0].dtype}
+    if isinstance(norm, SplineGroupNorm):
+        plain: nn.GroupNorm | nn.BatchNorm2d = nn.GroupNorm(norm.num_groups, norm.num_channels, **options)
+    else:
+        plain = nn.BatchNorm2d(norm.num_channels, momentum=norm.momentum, **options)
+        plain.running_mean.copy_(numbers[2])  # type: ignore[union-attr]
+        plain.running_var.copy_(numbers[3].clamp_min(0.0))  # type: ignore[union-attr]
+    plain.weight.data.copy_(numbers[0])
+    plain.bias.data.copy_(numbers[1])
+    return plain
+
+
 def bake(model: nn.Module) -> nn.Module:
     """A copy of a model in which every spline block has become a plain network, with fixed weights for its grid.
 
@@ -107,8 +130,7 @@ def bake(model: nn.Module) -> nn.Module:
         model: a model with at least one ``ODEBlock`` of a ``SplineConvField``, itself included. It is left as it is.
 
     Raises:
-        ValueError: if there is no such block, or one has an adaptive solver, whose stage times are not known beforehand, or
-            norms that vary with time.
+        ValueError: if there is no such block, or one has an adaptive solver, whose stage times are not known beforehand.
     """
     blocks = {name: m for name, m in model.named_modules() if isinstance(m, ODEBlock)}
     spline = {name: block for name, block in blocks.items() if isinstance(block.field, SplineConvField)}
@@ -118,11 +140,6 @@ def bake(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} has no block of a SplineConvField to bake (it has {fields}): give a gode_* model"
         )
     for name, block in spline.items():
-        if block.field.spline_norms:
-            raise ValueError(
-                f"{name or type(block).__name__} has norms that vary with time (norm='spline_group' or 'spline_batch'): only a "
-                "block with norm='group' is baked; use or export the model as it is"
-            )
         if not block.fixed:
             raise ValueError(
                 f"{name or type(block).__name__} has solver={block.solver!r}, which chooses its steps anew for every "

@@ -34,6 +34,29 @@ def test_baked_model_gives_the_same_outputs(settings):
     assert not [name for name, p in baked.named_parameters() if p.data_ptr() in storages]
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("gode3_mnist_xs", {}),
+        ("gode3_mnist_xs", {"norm": "spline_group", "solver": "rk4", "num_steps": 2}),
+        ("gode3_mnist_xs", {"norm": "spline_group", "solver": "leapfrog", "num_steps": 3}),
+        ("statefulnet_mnist", {"num_steps": 6}),
+    ],
+)
+def test_norms_that_vary_with_time_are_baked_too(name, settings):
+    torch.manual_seed(0)
+    model = timm.create_model(name, **settings)
+    with torch.no_grad():
+        for key, value in [*model.named_parameters(), *model.named_buffers()]:
+            if "norm" in key and key.endswith("coeffs"):
+                value.uniform_(0.5, 1.5)
+    baked, x = bake(model.eval()), torch.randn(2, 1, 28, 28)
+    with torch.no_grad():
+        torch.testing.assert_close(baked(x), model(x), atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(torch.jit.script(baked)(x), model(x), atol=1e-4, rtol=1e-5)
+    assert not [name for name in baked.state_dict() if "coeffs" in name] and not baked.training
+
+
 def test_evaluations_at_the_same_time_share_a_kernel():
     block = ODEBlock(SplineConvField(8, BSplineBasis(4, 1)), solver="rk4", num_steps=3).double()
     baked = bake(block)
@@ -54,7 +77,6 @@ def test_baked_network_can_be_trained():
     [
         ("resnet6_mnist", {}, "ResNet has no block of a SplineConvField.*no ODE block"),
         ("odenet_mnist", {}, "ConcatConvField.*give a gode"),
-        ("statefulnet_mnist", {}, "norms that vary with time"),
         ("gode_mnist_m4", {"solver": "dopri5"}, 'block has solver=.dopri5.*solver="rk4"'),
     ],
 )
