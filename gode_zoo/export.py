@@ -87,8 +87,7 @@ def export(
         name: `arch`, `arch.tag`, or the folder of a finished run.
         format: onnx, torchexport or torchscript.
         out: the file; default `<arch>.<tag>` with the format's ending in the working directory.
-        bake: fix the weights for the model's grid. A model that `bake` does not take for want of splines of
-            time, or for norms that vary with time, is exported as it is.
+        bake: fix the weights for the model's grid. A model without splines of time is exported as it is.
         dynamic_batch: let the file take any number of images at once. TorchScript always does.
         batch_size: the number it takes otherwise; default 1.
         int8: quantise (ONNX): its accuracy is reported, and may differ.
@@ -119,7 +118,7 @@ def export(
         calibration = zoo_data.normalize(train.sample(CALIBRATION_IMAGES).images, inputs["mean"], inputs["std"])
 
     fields = [m.field for m in model.modules() if isinstance(m, ODEBlock) and isinstance(m.field, SplineConvField)]
-    baked = bake and bool(fields) and not any(field.spline_norms for field in fields)
+    baked = bake and bool(fields)
     plain = bake_model(model) if baked else copy.deepcopy(model)
     batch = 1 if batch_size is None else batch_size
     notes = {
