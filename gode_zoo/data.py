@@ -18,6 +18,7 @@ Shapes: N images, C channels, H rows, W columns.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import hashlib
 import logging
@@ -491,10 +492,18 @@ def normalize(
     images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """uint8 images (B, C, H, W) as floats `(images / 255 - mean) / std`, by channel."""
-    shape = (1, -1, 1, 1)
-    scale = torch.tensor([1.0 / (255.0 * s) for s in std], dtype=dtype, device=images.device).view(shape)
-    shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], dtype=dtype, device=images.device).view(shape)
+    scale, shift = _scale_and_shift(tuple(mean), tuple(std), dtype, images.device)
     return images.to(dtype) * scale - shift
+
+
+@functools.lru_cache(maxsize=16)
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Kept, since a GPU would have to be waited for to copy them."""
+    scale = torch.tensor([1.0 / (255.0 * s) for s in std], dtype=dtype, device=device)
+    shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], dtype=dtype, device=device)
+    return scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)
 
 
 def _size(shape: Any) -> str:

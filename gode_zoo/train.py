@@ -226,7 +226,10 @@ def _train(
     def wrapped() -> Callable[[Tensor], Tensor]:
         """The model as it is trained: shared by the processes, compiled where the recipe says so."""
         shared = DistributedDataParallel(model) if processes.size > 1 else model
-        return torch.compile(shared, dynamic=False) if recipe.compile else shared
+        if not recipe.compile:
+            return shared
+        graphs = device.type == "cuda" and processes.size == 1
+        return torch.compile(shared, dynamic=False, mode="reduce-overhead" if graphs else None)  # that is CUDA graphs
 
     if saved is not None:
         for epoch in range(saved["epoch"]):
