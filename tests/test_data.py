@@ -68,7 +68,7 @@ def test_cache_is_used_renewed_and_mended(digits, tmp_path, monkeypatch):
         raise AssertionError("decoded again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(zoo_data, "_stack", no_decoding)
+        patch.setattr(zoo_data._folders, "stack", no_decoding)
         assert torch.equal(load_dataset(str(digits), "train").images, first.images)
     file.write_bytes(file.read_bytes()[:100])
     assert torch.equal(load_dataset(str(digits), "train").images, first.images)
