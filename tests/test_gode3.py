@@ -1,5 +1,8 @@
 """The multi-stage GODE against its equations written out, its special cases, and what it refuses."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 import timm
@@ -158,3 +161,15 @@ def test_it_learns_and_its_statistics_are_those_of_evaluation():
 def test_what_cannot_be_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         timm.create_model("gode3_cifar10_xs", **options)
+
+
+def test_the_ablation_compares_models_of_one_size():
+    spec = importlib.util.spec_from_file_location("ablation", Path(__file__).parents[1] / "results" / "ablation.py")
+    ablation = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(ablation)
+    counts = {}
+    for name in ablation.VARIANTS:
+        recipe = ablation.recipe_of(name, 3)
+        model = timm.create_model(recipe.model, device="meta", **recipe.model_args)
+        counts[name] = sum(p.numel() for p in model.parameters())
+    assert all(0.9 * counts["base"] < count <= 1.02 * counts["base"] for count in counts.values())
