@@ -35,7 +35,7 @@ class ListedModel(NamedTuple):
 def list_zoo() -> Iterator[ListedModel]:
     """GODE models first, then the baselines, then the related systems; sorted by name within each."""
     names = timm.list_models()
-    for module in ("gode", "odenet", "resnet", "continuousnet", "splinet", "galerkin", "anode", "anodev2"):
+    for module in ("gode", "gode3", "odenet", "resnet", "continuousnet", "splinet", "galerkin", "anode", "anodev2"):
         for arch in sorted(n for n in names if timm.model_entrypoint(n).__module__ == f"gode_zoo.models.{module}"):
             num_parameters = sum(p.numel() for p in timm.create_model(arch, device="meta").parameters())
             weights = [(tag, folder) for known, tag, folder in list_weights() if known == arch]

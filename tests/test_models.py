@@ -14,6 +14,7 @@ from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 
 import gode_zoo  # noqa: F401
+from gode_zoo.listing import list_zoo
 from gode_zoo.models import _pretrained
 from gode_zoo.models._pretrained import WeightsError, verify_weights
 
@@ -38,6 +39,10 @@ def test_the_zoo_has_its_models():
     related |= {f"{name}_{data}" for name in ("continuousnet", "statefulnet") for data in ("mnist", "cifar10")}
     staged = {"gode3_mnist_xs", "gode3_cifar10_xs", "gode3_cifar10_s", "gode3_cifar10_b"}
     assert set(MODELS) == trained | baselines | controls | related | staged
+
+
+def test_the_list_has_every_model():
+    assert {model.arch for model in list_zoo()} == set(MODELS)
 
 
 @pytest.mark.parametrize("name", MODELS)
