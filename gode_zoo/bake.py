@@ -6,6 +6,7 @@ Shapes: x ``(B, C, H, W)``; S distinct stage times of the grid, L convolutions i
 """
 
 import copy
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -15,7 +16,7 @@ from .fields import SplineConvField
 from .layers import SplineBatchNorm2d, SplineGroupNorm
 from .ode_block import ODEBlock
 
-__all__ = ["BakedBlock", "bake", "with_block"]
+__all__ = ["BakedBlock", "bake", "with_blocks"]
 
 
 class BakedBlock(nn.Module):
@@ -147,12 +148,9 @@ def bake(model: nn.Module) -> nn.Module:
             )
     if isinstance(model, ODEBlock):
         return BakedBlock(model)
-    # The blocks are taken out while the rest is copied, so that their coefficients are not.
-    return copy.deepcopy(model, {id(block): BakedBlock(block) for block in spline.values()})
+    return with_blocks(model, {block: BakedBlock(block) for block in spline.values()})
 
 
-def with_block(model: Any, block: nn.Module) -> Any:
-    """A model with another ``block``, which shares all else with ``model``: for a comparison, not for training both."""
-    other = copy.copy(model)
-    other._modules = {**model._modules, "block": block}
-    return other
+def with_blocks(model: nn.Module, blocks: Mapping[nn.Module, nn.Module]) -> Any:
+    """A copy of a model with other blocks in place of these; what the others share with the model stays shared."""
+    return copy.deepcopy(model, {id(block): other for block, other in blocks.items()})

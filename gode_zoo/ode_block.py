@@ -285,6 +285,23 @@ class ODEBlock(nn.Module):
         return f"t_span={self.t_span}, solver={self.solver!r}, {how}, sensitivity={self.sensitivity!r}"
 
 
+@torch.no_grad()
+def solutions(model: nn.Module, x: Tensor) -> list[Solution]:
+    """The solve of each of the model's ODE blocks in a forward pass of ``x``, in their order, with its NFE."""
+    found: list[Solution] = []
+    hooks = [
+        block.register_forward_pre_hook(lambda block, inputs: found.append(block.solve(inputs[0])))
+        for block in model.modules()
+        if isinstance(block, ODEBlock)
+    ]
+    try:
+        model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
 def _tolerance(name: str, value: float | None) -> float:
     if value is None:
         return 1e-3

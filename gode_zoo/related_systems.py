@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from . import data as zoo_data
 from .evaluate import count_correct
 from .layers import spline_coefficients
-from .ode_block import ODEBlock
+from .ode_block import solutions
 from .recipes import Recipe, load_recipe
 from .run_folder import atomic_write, read_checkpoint
 from .splines import BSplineBasis
@@ -115,19 +115,7 @@ def describe_basis(model: nn.Module) -> str:
 
 def cost(model: nn.Module, input_size: Sequence[int], batch_size: int) -> dict[str, int | str]:
     """Stages, parameters, NFE of an image, and MB that autograd keeps of a training batch besides the parameters."""
-    blocks = [module for module in model.modules() if isinstance(module, ODEBlock)]
-    nfe = 0
-
-    def count(block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal nfe
-        nfe += block.solve(inputs[0]).nfe  # type: ignore[operator, union-attr]
-
-    model.eval()
-    handles = [block.register_forward_hook(count) for block in blocks]
-    with torch.no_grad():
-        model(torch.rand(1, *input_size))
-    for handle in handles:
-        handle.remove()
+    solved = solutions(model.eval(), torch.rand(1, *input_size))
 
     model.train()
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -143,9 +131,9 @@ def cost(model: nn.Module, input_size: Sequence[int], batch_size: int) -> dict[s
         loss = model(torch.rand(batch_size, *input_size)).sum()
     del loss
     return {
-        "stages": len(blocks),
+        "stages": len(solved),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "nfe": nfe,
+        "nfe": sum(solution.nfe for solution in solved),
         "memory_mb": f"{sum(kept.values()) / 2**20:.1f}",
     }
 

@@ -29,7 +29,7 @@ import torch
 
 from .data import load_dataset, normalize
 from .models._pretrained import list_weights
-from .ode_block import ODEBlock
+from .ode_block import solutions
 from .paper import EPOCHS, TABLES, PaperRow
 from .recipes import Recipe, load_recipe
 from .run_folder import atomic_write, recipe_sha256
@@ -295,18 +295,13 @@ def _log(folder: Path) -> list[dict[str, str]]:
         return []
 
 
-@torch.no_grad()
 def _nfe(folder: Path, dataset: str, data_dir: Any) -> int | None:
-    """Function evaluations of the trained block on the first test images, None for a model without one."""
+    """Function evaluations of the trained blocks on the first test images, None for a model without one."""
     model: Any = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval()
-    block = getattr(model, "block", None)
-    if not isinstance(block, ODEBlock):
-        return None
-    if block.fixed:
-        return len(block.step_sizes) * len(block.stages)
     cfg = model.pretrained_cfg
     images = load_dataset(dataset, "test", data_dir=data_dir, input_size=tuple(cfg["input_size"])).images[:_NFE_IMAGES]
-    return block.solve(model.stem(normalize(images, cfg["mean"], cfg["std"]))).nfe
+    solved = solutions(model, normalize(images, cfg["mean"], cfg["std"]))
+    return sum(solution.nfe for solution in solved) if solved else None
 
 
 def _cells(result: RowResult) -> list[str]:

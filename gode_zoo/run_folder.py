@@ -49,6 +49,7 @@ __all__ = [
     "remove_leftovers",
     "save_initial_kernels",
     "save_weights",
+    "solving",
     "source_revision",
     "torch_bytes",
     "write_log",
@@ -268,7 +269,7 @@ def write_metrics(
         "seeds": [recipe.seed],
         "num_seeds": 1,
         "model_args": recipe.model_args,
-        "solver": _solving(model),
+        "solver": solving(model),
         "epochs": recipe.epochs,
         "ema": recipe.ema_decay is not None,
         "wall_clock_seconds": round(seconds, 1),
@@ -291,15 +292,25 @@ def write_metrics(
     atomic_write(out / "metrics.json", lambda file: file.write((json.dumps(metrics, indent=2) + "\n").encode()))
 
 
-def _solving(model: nn.Module) -> dict[str, Any] | None:
-    """Solver and grid of the model's ODE block, None where it has none."""
-    for block in model.modules():
-        if isinstance(block, ODEBlock):
-            span = {"solver": block.solver, "t_span": list(block.t_span), "sensitivity": block.sensitivity}
-            if block.fixed:
-                return span | {"num_steps": len(block.step_sizes), "step_size": round(max(block.step_sizes), 12)}
-            return span | {"rtol": block.rtol, "atol": block.atol}
-    return None
+def solving(model: nn.Module) -> dict[str, Any] | None:
+    """Solver and grid of the model's ODE blocks, which differ in their number of steps at most; None where it has none."""
+    blocks = [block for block in model.modules() if isinstance(block, ODEBlock)]
+    if not blocks:
+        return None
+    block = blocks[0]
+    how: dict[str, Any] = {
+        "solver": block.solver,
+        "t_span": list(block.t_span),
+        "sensitivity": block.sensitivity,
+    }
+    if len(blocks) > 1:
+        how["stages"] = len(blocks)
+    if not block.fixed:
+        return how | {"rtol": block.rtol, "atol": block.atol}
+    steps = [len(each.step_sizes) for each in blocks]
+    if len(set(steps)) > 1:
+        return how | {"num_steps": steps}
+    return how | {"num_steps": steps[0], "step_size": round(max(block.step_sizes), 12)}
 
 
 def source_revision() -> dict[str, Any] | None:

@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.data.model_config import resolve_input_data_config
+from torch import nn
 
 from . import data as zoo_data
-from .bake import with_block
+from .bake import with_blocks
 from .evaluate import count_correct, load_published
-from .ode_block import ODEBlock
+from .ode_block import ODEBlock, solutions
 from .run_folder import atomic_write
 from .solvers import get_solver
 
@@ -45,9 +46,9 @@ class Point:
     """One setting: what it costs and how right it is.
 
     Attributes:
-        steps: of its fixed grid; for an adaptive solver those it took on one image.
+        steps: of its fixed grid; for an adaptive solver those it took on one image. Of several stages those of one, the most.
         published: whether it is the setting that the weights were published with.
-        nfe: calls of the vector field that one image takes.
+        nfe: calls of the vector fields that one image takes.
         ms: median milliseconds of one image.
         accuracy: in %.
         loss: points of accuracy below the published setting on the same images.
@@ -96,15 +97,22 @@ def sweep(
         raise ValueError(f"solvers={list(solvers)}, steps={list(steps)}: give at least one of each")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     published, folder = load_published(name)
-    own = _block(published, name)
+    blocks = [module for module in published.modules() if isinstance(module, ODEBlock)]
+    if not blocks:
+        raise ValueError(f"{name} has no ODE block whose solver could be changed: give a gode_* or odenet_* model")
     settings: list[dict[str, Any]] = []
     for solver in dict.fromkeys(solvers):
         grids = [{}] if get_solver(solver).adaptive else [{"num_steps": n} for n in dict.fromkeys(steps)]
         settings += [{"solver": solver, **grid} for grid in grids]
-    if own.fixed:  # the published setting is measured once
-        settings = [s for s in settings if s != {"solver": own.solver, "num_steps": len(own.step_sizes)}]
-    others = [ODEBlock(own.field, own.t_span, **setting).to(device) for setting in settings]
-    models = [published.to(device), *(with_block(published, block) for block in others)]
+    own = [{"solver": block.solver, "num_steps": len(block.step_sizes)} for block in blocks if block.fixed]
+    settings = [setting for setting in settings if own != [setting] * len(blocks)]  # that one is measured as published
+    published.to(device)
+    models = [published]
+    for setting in settings:
+        others: dict[nn.Module, nn.Module] = {
+            block: ODEBlock(block.field, block.t_span, **setting).to(device) for block in blocks
+        }
+        models.append(with_blocks(published, others))
 
     inputs = resolve_input_data_config(model=published)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -119,22 +127,15 @@ def sweep(
     image = zoo_data.normalize(test.images[:1], inputs["mean"], inputs["std"])
     times = _take_turns(models, image, repeats)
     points: list[Point] = []
-    for model, block, seconds in zip(models, [own, *others], times, strict=True):
+    solvers_of = [blocks[0].solver, *(setting["solver"] for setting in settings)]
+    for model, solver, seconds in zip(models, solvers_of, times, strict=True):
         score = count_correct(model, test, inputs["mean"], inputs["std"])
-        with torch.no_grad():
-            solution = block.solve(published.stem(image))  # type: ignore[operator]
+        solved = solutions(model, image)
         accuracy = round(100 * score.correct / score.total, 4)
         loss = round(points[0].accuracy - accuracy, 4) if points else 0.0
-        counts = (solution.num_accepted, not points, solution.nfe)
-        points.append(Point(block.solver, *counts, round(1e3 * seconds, 4), score.correct, score.total, accuracy, loss))
+        counts = (max(each.num_accepted for each in solved), not points, sum(each.nfe for each in solved))
+        points.append(Point(solver, *counts, round(1e3 * seconds, 4), score.correct, score.total, accuracy, loss))
     return points
-
-
-def _block(model: Any, name: str) -> ODEBlock:
-    block = getattr(model, "block", None)
-    if not isinstance(block, ODEBlock):
-        raise ValueError(f"{name} has no ODE block whose solver could be changed: give a gode_* or odenet_* model")
-    return block
 
 
 def _take_turns(models: Sequence[torch.nn.Module], image: torch.Tensor, repeats: int) -> list[float]:

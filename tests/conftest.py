@@ -94,14 +94,24 @@ def client(hub_process, hub):
 @pytest.fixture
 def published(tmp_path, digits):
     """A run's folder of an untrained gode_mnist_m4 of three steps, tested on `digits` (10 images)."""
+    return publish_untrained("gode_mnist_m4", tmp_path, digits)
+
+
+@pytest.fixture
+def published_in_stages(tmp_path, digits):
+    """The same of a model of three stages."""
+    return publish_untrained("gode3_mnist_xs", tmp_path, digits)
+
+
+def publish_untrained(name, tmp_path, digits):
     folder = tmp_path / "run"
     folder.mkdir()
     torch.manual_seed(0)
     arguments = {"num_steps": 3, "num_classes": 2}
-    model = timm.create_model("gode_mnist_m4", **arguments)
+    model = timm.create_model(name, **arguments)
     overlay = {"label_names": ["above", "below"], "pretrained_cfg": {"tag": "tiny"}, "model_args": arguments}
     save_for_hf(model, folder, model_config=overlay, safe_serialization=True)
-    metrics = {"model": "gode_mnist_m4", "tag": "tiny", "dataset": str(digits)}
+    metrics = {"model": name, "tag": "tiny", "dataset": str(digits)}
     metrics["sha256"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return folder

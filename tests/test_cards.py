@@ -8,11 +8,14 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import timm
 import yaml
 from hub_runs import make_run
 from huggingface_hub import ModelCard
 
 from gode_zoo import cards
+from gode_zoo.cards._text import solver_text
+from gode_zoo.run_folder import solving
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -138,6 +141,18 @@ def test_held_out_best_adaptive_solver_and_gpu(root):
     text = (out / "README.md").read_text()
     assert "1.50 % of the held-out images, epoch 3; selected by the held-out split" in text
     assert "dopri5, rtol 0.001, atol 0.0001, t from 0 to 2" in text and "Some GPU (host: Some CPU)" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({}, "euler, 6 steps of 0.166667 in each of 3 stages, t from 0 to 1"),
+        ({"num_steps": (2, 3, 5), "t_span": (0.0, 3.0)}, "euler, 2, 3, 5 steps in its 3 stages, t from 0 to 3"),
+        ({"solver": "dopri5"}, "dopri5, rtol 0.001, atol 0.001 in each of 3 stages, t from 0 to 1"),
+    ],
+)
+def test_solvers_of_models_with_stages(options, text):
+    assert solver_text(solving(timm.create_model("gode3_mnist_xs", device="meta", **options))) == text
 
 
 def test_writing_again_changes_nothing(root, capsys):

@@ -4,6 +4,7 @@ import csv
 import sys
 
 import pytest
+import timm
 import torch
 
 import gode_zoo
@@ -43,6 +44,28 @@ def test_every_setting_solves_with_the_published_weights(published, monkeypatch)
         torch.testing.assert_close(seen[0](x), model(x))
         block = gode_zoo.ODEBlock(model.block.field, solver="midpoint", num_steps=2)
         torch.testing.assert_close(seen[1](x), model.forward_head(model.act(model.norm(block(model.stem(x))))))
+
+
+def test_every_stage_of_a_model_is_solved_anew(published_in_stages, monkeypatch):
+    from gode_zoo import sweep as module
+
+    seen, original = [], module.count_correct
+    monkeypatch.setattr(module, "count_correct", lambda model, *rest: seen.append(model) or original(model, *rest))
+    points = sweep(str(published_in_stages), solvers=["euler", "rk4"], steps=[3, 2], repeats=1)
+    assert [(p.solver, p.steps, p.nfe, p.published) for p in points] == [
+        ("euler", 3, 9, True),
+        ("euler", 2, 6, False),
+        ("rk4", 3, 36, False),
+        ("rk4", 2, 24, False),
+    ]
+    model, _ = load_published(str(published_in_stages))
+    x = torch.randn(2, 1, 28, 28)
+    for other, point in zip(seen, points, strict=True):
+        options = {"solver": point.solver, "num_steps": point.steps, "num_classes": 2}
+        again = timm.create_model("gode3_mnist_xs", **options).eval()
+        again.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            torch.testing.assert_close(other(x), again(x))
 
 
 def point(nfe, loss, published=False, solver="euler"):

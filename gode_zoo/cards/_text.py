@@ -262,11 +262,15 @@ def solver_text(solving: dict[str, Any] | None) -> str:
     if solving is None:
         return "none"
     t0, t1 = (f"{t:g}" for t in solving["t_span"])
-    how = (
-        f"{solving['num_steps']} steps of {solving['step_size']:g}"
-        if "num_steps" in solving
-        else f"rtol {solving['rtol']:g}, atol {solving['atol']:g}"
-    )
+    steps = solving.get("num_steps")
+    if isinstance(steps, list):
+        how = f"{', '.join(map(str, steps))} steps"
+    elif steps is not None:
+        how = f"{steps} steps of {solving['step_size']:g}"
+    else:
+        how = f"rtol {solving['rtol']:g}, atol {solving['atol']:g}"
+    if "stages" in solving:
+        how += f" in {'its' if isinstance(steps, list) else 'each of'} {solving['stages']} stages"
     return f"{solving['solver']}, {how}, t from {t0} to {t1}"
 
 
