@@ -1,10 +1,14 @@
 """Recipes: what is bundled loads, and what cannot be right is refused with the key, the value and the mend."""
 
+import json
+from importlib import resources
+
 import pytest
 import timm
 import yaml
 
-import gode_zoo  # noqa: F401
+from gode_zoo import recipes
+from gode_zoo.models._pretrained import list_weights
 from gode_zoo.recipes import RecipeError, list_recipes, load_recipe, recipe_from_dict
 
 
@@ -13,6 +17,22 @@ def test_bundled_recipes_name_a_model_and_survive_yaml(name):
     recipe = load_recipe(name)
     assert recipe.name == name and timm.is_model(recipe.model)
     assert recipe_from_dict(yaml.safe_load(recipe.to_yaml())) == recipe
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_a_recipe_states_its_evidence(name):
+    text = resources.files(recipes).joinpath(f"{name}.yaml").read_text()
+    (line,) = [line for line in text.splitlines() if line.startswith("# Evidence: ")]
+    for arch, tag, folder in list_weights():
+        if f"{arch}.{tag}" == name:
+            metrics = json.loads((folder / "metrics.json").read_text())
+            seeds = metrics["num_seeds"]
+            for said in (
+                f"{metrics['epochs']} epochs",
+                f"{seeds} seed",
+                f"{metrics['last']['error']:.2f} % test error",
+            ):
+                assert said in line
 
 
 @pytest.mark.parametrize(
