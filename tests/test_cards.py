@@ -80,6 +80,31 @@ def test_the_overview_has_the_related_systems(root):
     assert overview.endswith("\n## Related systems\n\n**Short runs**\n\n| system |\n| --- |\n| A |\n")
 
 
+def test_controls_say_whether_the_block_earns_its_keep(root):
+    def control(model, error, epochs=6):
+        correct = round(10000 - 100 * error)
+        last = {"epoch": epochs, "error": error, "correct": correct, "total": 10000}
+        publish(root, METRICS | {"model": model, "last": last, "epochs": epochs}, f"{model}.modern")
+
+    assert "earn its keep" not in (root / "MODEL_CARDS.md").read_text()
+    control("stem_mnist", 20.0)
+    control("resnet1_mnist", 12.5)
+    control("stem_cifar10", 20.0)  # of other data
+    assert cards.main([], root) == 0
+    text = (root / "MODEL_CARDS.md").read_text()
+    # 12.34 ± 0.329 and 20 ± 0.4 give ± 0.518; 12.5 ± 0.331 gives ± 0.467.
+    assert (
+        "**MNIST, modern:** the spline ODE block is 7.66 ± 0.52 points better than no block; "
+        "no different (+0.16 ± 0.47 points) from one residual block." in text
+    )
+    assert "| stem_mnist.modern | no block | 428,042 | 6 | 20.00 ± 0.40 |" in text and "stem_cifar10" in text
+    assert text.count("spline ODE block is") == 1 and "same number of epochs" not in text
+    control("resnet1_mnist", 9.0, epochs=60)
+    assert cards.main([], root) == 0
+    text = (root / "MODEL_CARDS.md").read_text()
+    assert "points worse than one residual block" in text and "not the same number of epochs" in text
+
+
 def test_card_states_figures_and_provenance(root):
     text = (root / "hub/gode_mnist_m4.modern/README.md").read_text()
     for what in (

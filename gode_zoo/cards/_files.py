@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..run_folder import atomic_write
+from ._controls import controls
 from ._entry import CardError, Entry, read_hub
 from ._plot import plot_log
 from ._text import GENERATED, card, solver_text
@@ -31,7 +32,9 @@ def render(root: Path) -> dict[Path, str]:
     entries = read_hub(root / "hub")
     files = {entry.folder / "README.md": card(entry) for entry in entries}
     files |= {entry.folder / "train_log.svg": plot for entry in entries if (plot := plot_log(entry)) is not None}
-    files[root / "MODEL_CARDS.md"] = _overview(entries) + _related(root / "results" / "related_systems.md")
+    files[root / "MODEL_CARDS.md"] = "".join(
+        [_overview(entries), controls(entries), _related(root / "results" / "related_systems.md")]
+    )
     readme = root / "README.md"
     text = readme.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)

@@ -1,0 +1,57 @@
+"""Does the ODE block earn its keep? GODE beside the same stem and head with no block and with one residual block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ._entry import Entry
+
+__all__ = ["controls"]
+
+_CONTROLS = {"stem": "no block", "resnet1": "one residual block"}
+
+
+def controls(entries: Sequence[Entry]) -> str:
+    """The section, one paragraph and table for each data set and tag that has a GODE and a control; else nothing."""
+    parts = []
+    for gode in entries:
+        prefix, _, rest = gode.metrics["model"].partition("_")
+        data = rest.partition("_")[0]
+        if prefix != "gode":
+            continue
+        found = {
+            kind: entry
+            for kind in _CONTROLS
+            for entry in entries
+            if (entry.metrics["model"], entry.metrics["tag"]) == (f"{kind}_{data}", gode.metrics["tag"])
+        }
+        if found:
+            parts.append(_part(gode, found))
+    return "\n## Does the ODE block earn its keep?\n\n" + "\n\n".join(parts) + "\n" if parts else ""
+
+
+def _part(gode: Entry, found: dict[str, Entry]) -> str:
+    verdicts = [f"{_verdict(gode, control)} {_CONTROLS[kind]}" for kind, control in found.items()]
+    lines = [
+        f"**{gode.dataset}, {gode.metrics['tag']}:** the spline ODE block is {'; '.join(verdicts)}.",
+        "",
+        "| model | block | parameters | epochs | error % |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for entry, block in [*((control, _CONTROLS[kind]) for kind, control in found.items()), (gode, "spline ODE")]:
+        metrics = entry.metrics
+        error = f"{metrics['last']['error']:.2f} ± {entry.standard_error:.2f}"
+        lines.append(f"| {entry.name} | {block} | {metrics['parameters']:,} | {metrics['epochs']} | {error} |")
+    if len({entry.metrics["epochs"] for entry in [gode, *found.values()]}) > 1:
+        lines += ["", "The runs have not the same number of epochs, so a part of the difference may be that."]
+    return "\n".join(lines)
+
+
+def _verdict(gode: Entry, control: Entry) -> str:
+    """Better or worse where the difference is more than two standard errors of it."""
+    difference = control.metrics["last"]["error"] - gode.metrics["last"]["error"]
+    standard_error = math.hypot(gode.standard_error, control.standard_error)
+    if abs(difference) <= 2.0 * standard_error:
+        return f"no different ({difference:+.2f} ± {standard_error:.2f} points) from"
+    return f"{abs(difference):.2f} ± {standard_error:.2f} points {'better' if difference > 0 else 'worse'} than"
