@@ -94,7 +94,7 @@ def _intervals(predictions: OutcomePredictions, split: str) -> str:
     by = (
         "by the validation images"
         if split == "test"
-        else "by these images, its coverage by halves of them: one calibrates, the other is measured"
+        else "by these images; its coverage is that of both halves of them, each calibrated by the other"
     )
     return (
         table(("interval", "holds of the outcomes", "calibrated, holds", "by asking for"), rows)
