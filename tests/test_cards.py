@@ -95,7 +95,7 @@ def test_controls_say_whether_the_block_earns_its_keep(root):
     # 12.34 ± 0.329 and 20 ± 0.4 give ± 0.518; 12.5 ± 0.331 gives ± 0.467.
     assert (
         "**MNIST, modern:** the spline ODE block is 7.66 ± 0.52 points better than no block; "
-        "no different (+0.16 ± 0.47 points) from one residual block." in text
+        "not measurably different (+0.16 ± 0.47 points) from one residual block." in text
     )
     assert "| stem_mnist.modern | no block | 428,042 | 6 | 20.00 ± 0.40 |" in text and "stem_cifar10" in text
     assert text.count("spline ODE block is") == 1 and "same number of epochs" not in text

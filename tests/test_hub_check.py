@@ -109,6 +109,7 @@ def hub_check(monkeypatch, *arguments) -> int:
 
 def test_command(staged, monkeypatch, capsys, tmp_path):
     (staged / "checkpoint.pt").write_bytes(b"of the run; not published")
+    (staged / "initial_kernels.safetensors").write_bytes(b"for Figure 2; not published")
     assert hub_check(monkeypatch, staged.parent) == 0
     assert capsys.readouterr().out == f"{NAME}: good\n"
     change_metrics(staged, parameters=7)

@@ -53,5 +53,5 @@ def _verdict(gode: Entry, control: Entry) -> str:
     difference = control.metrics["last"]["error"] - gode.metrics["last"]["error"]
     standard_error = math.hypot(gode.standard_error, control.standard_error)
     if abs(difference) <= 2.0 * standard_error:
-        return f"no different ({difference:+.2f} ± {standard_error:.2f} points) from"
+        return f"not measurably different ({difference:+.2f} ± {standard_error:.2f} points) from"
     return f"{abs(difference):.2f} ± {standard_error:.2f} points {'better' if difference > 0 else 'worse'} than"

@@ -25,7 +25,7 @@ from .folder import PUBLISHED_FILES, build_empty, check_names, check_weights, re
 __all__ = ["CheckedFolder", "check_folder", "check_hub"]
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
-_LOCAL = ("checkpoint.pt",)  # of a run: git and publishing leave it out
+_LOCAL = ("checkpoint.pt", "initial_kernels.safetensors")  # of a run: publishing leaves them out
 
 
 class CheckedFolder(NamedTuple):
