@@ -261,7 +261,8 @@ def test_the_head_is_kept_where_its_classes_are_known(tmp_path):
     assert not torch.equal(scratch.stem.conv1.weight, old["stem.conv1.weight"])
 
 
-def test_an_architecture_without_weights_can_be_trained_from_scratch(images, tmp_path):
+def test_an_architecture_without_weights_can_be_trained_from_scratch(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("gode_zoo.models._pretrained._ROOTS", ())
     with pytest.raises(RuntimeError, match="no bundled weights stem_mnist"):
         finetune("stem_mnist", images, tmp_path / "run", **FAST)
     finetune("stem_mnist", images, tmp_path / "run", pretrained=False, **FAST)
