@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import yaml
+
 from ._entry import Entry
 
 __all__ = ["controls"]
@@ -45,7 +47,14 @@ def _part(gode: Entry, found: dict[str, Entry]) -> str:
         lines.append(f"| {entry.name} | {block} | {metrics['parameters']:,} | {metrics['epochs']} | {error} |")
     if len({entry.metrics["epochs"] for entry in [gode, *found.values()]}) > 1:
         lines += ["", "The runs have not the same number of epochs, so a part of the difference may be that."]
+    precisions = {entry.name: _precision(entry) for entry in [gode, *found.values()]}
+    if len(set(precisions.values())) > 1:
+        lines += ["", f"Trained in {', '.join(f'{how} ({name})' for name, how in precisions.items())}."]
     return "\n".join(lines)
+
+
+def _precision(entry: Entry) -> str:
+    return "bf16" if yaml.safe_load(entry.recipe).get("amp") == "bf16" else "float32"
 
 
 def _verdict(gode: Entry, control: Entry) -> str:
