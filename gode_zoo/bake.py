@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .fields import SplineConvField
-from .layers import SplineBatchNorm2d, SplineGroupNorm
+from .layers import SplineGroupNorm
 from .ode_block import ODEBlock
 
 __all__ = ["BakedBlock", "bake", "with_blocks"]
@@ -51,9 +51,11 @@ class BakedBlock(nn.Module):
         with torch.no_grad():
             kernels = [conv.weights_at(block.table) for conv in field.convs]  # type: ignore[operator]
             convs = [nn.ModuleList(_conv(kernel[s]) for kernel in kernels) for s in times]
-            norms = [nn.ModuleList(_norm(norm, block.table, s) for norm in field.norms) for s in times]
-        if not field.spline_norms:
-            norms = [copy.deepcopy(field.norms)] * len(times)
+            if field.spline_norms:
+                rows = [norm.weights_at(block.table) for norm in field.norms]  # type: ignore[operator]
+                norms = [nn.ModuleList(map(_norm, field.norms, ([v[s] for v in row] for row in rows))) for s in times]
+            else:
+                norms = [copy.deepcopy(field.norms)] * len(times)
         order = times if self.leaping else [s for step in block.stage_index for s in step]
         self.convs = nn.ModuleList(convs[s] for s in order)
         self.norms = nn.ModuleList(norms[s] for s in order)
@@ -103,11 +105,8 @@ def _conv(kernel: Tensor) -> nn.Conv2d:
     return conv
 
 
-def _norm(norm: nn.Module, table: Tensor, stage: int) -> nn.Module:
-    """A norm at one row of the table, as a plain layer with a copy of its numbers; one that does not vary as it is."""
-    if not isinstance(norm, SplineGroupNorm | SplineBatchNorm2d):
-        return norm
-    numbers = [values[stage] for values in norm.weights_at(table)]
+def _norm(norm: Any, numbers: list[Tensor]) -> nn.Module:
+    """A norm that varies with time as the plain layer with a copy of these numbers, one row of its ``weights_at``."""
     options: dict[str, Any] = {"eps": norm.eps, "device": numbers[0].device, "dtype": numbers[0].dtype}
     if isinstance(norm, SplineGroupNorm):
         plain: nn.GroupNorm | nn.BatchNorm2d = nn.GroupNorm(norm.num_groups, norm.num_channels, **options)

@@ -60,7 +60,7 @@ def train_side_by_side(
     options = {"data_dir": data_dir, "device": device, "progress": False}
     threads = max(1, torch.get_num_threads() // jobs)
     context = multiprocessing.get_context("spawn")
-    waiting, failed = list(runs), ""
+    waiting, failed, asked = list(runs), "", False
     running: dict[int, tuple[Any, Connection, Path]] = {}
     total = sum(recipe.epochs for recipe, _ in runs)
     with stop_signals() as stop, counting(progress, f"epochs of {len(runs)} runs", total) as show:
@@ -77,10 +77,11 @@ def train_side_by_side(
                 running[process.sentinel] = process, answer, folder
             for sentinel in wait(list(running), timeout=1.0):
                 process, answer, folder = running.pop(sentinel)  # type: ignore[arg-type]
-                failed = failed or _failure(process, answer, folder)
-            if stop or failed:
+                failed = failed or _failure(process, answer, folder, asked)
+            if (stop or failed) and not asked:  # once: the run saves at its next step, and a second signal would not
+                asked = True
                 for process, _, _ in running.values():
-                    _ask_to_stop(process)
+                    process.terminate()
             show(sum(_epochs(folder) for _, folder in runs))
     if failed:
         raise SideBySideError(f"{failed}. The other runs were stopped and saved")
@@ -103,22 +104,14 @@ def _train_one(
         answer.send("")
 
 
-def _failure(process: Any, answer: Connection, folder: Path) -> str:
+def _failure(process: Any, answer: Connection, folder: Path, asked: bool) -> str:
     """What a process that ended says, or what its end says; nothing where all is well."""
     process.join()
     with answer, suppress(EOFError):
         return str(answer.recv())
-    if process.exitcode == -signal.SIGTERM and hasattr(process, "was_asked"):  # before it began to train
+    if process.exitcode == -signal.SIGTERM and asked:  # before it began to train
         return ""
     return f"{folder}: its process ended with {process.exitcode} (−9: killed, often for want of memory: use fewer jobs)"
-
-
-def _ask_to_stop(process: Any) -> None:
-    """Once; the run saves at its next step."""
-    if not hasattr(process, "was_asked"):
-        process.was_asked = True
-        with suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGTERM)
 
 
 def _epochs(folder: Path) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..models._pretrained import CHECKOUT
 from ..run_folder import atomic_write
 from ._controls import controls
 from ._entry import CardError, Entry, read_hub
@@ -20,7 +21,6 @@ BEGIN = "<!-- zoo table: begin. Written by `make cards` from hub/*/metrics.json:
 END = "<!-- zoo table: end -->"
 
 _NONE = "No weights are published yet."
-_CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def render(root: Path) -> dict[Path, str]:
@@ -106,7 +106,7 @@ def _best(entry: Entry, best: dict[str, Any]) -> str:
     return f"{error} (epoch {best['epoch']})"
 
 
-def main(argv: Sequence[str] | None = None, root: Path = _CHECKOUT) -> int:
+def main(argv: Sequence[str] | None = None, root: Path = CHECKOUT) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m gode_zoo.cards", description="Write the model cards and tables.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 and name the files that differ")

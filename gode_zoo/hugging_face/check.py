@@ -18,13 +18,12 @@ import yaml
 
 from ..cards import CardError, card, plot_log, read_entry
 from ..families import Categorical
-from ..models._pretrained import WeightsError
-from ..ode_block import ODEBlock
+from ..models._pretrained import CHECKOUT, WeightsError
+from ..run_folder import solving
 from .folder import PUBLISHED_FILES, build_empty, check_names, check_weights, read_config
 
 __all__ = ["CheckedFolder", "check_folder", "check_hub"]
 
-_CHECKOUT = Path(__file__).resolve().parents[2]
 _LOCAL = ("checkpoint.pt", "initial_kernels.safetensors")  # of a run: publishing leaves them out
 
 
@@ -48,9 +47,9 @@ def check_hub(hub: Path | None = None) -> Iterator[CheckedFolder]:
         ValueError: there is no such folder, or none in it.
     """
     if hub is None:
-        if not (_CHECKOUT / "pyproject.toml").is_file():
+        if not (CHECKOUT / "pyproject.toml").is_file():
             raise ValueError("hub/ is checked in a checkout of gode_zoo, this is an installed package: give the folder")
-        hub = _CHECKOUT / "hub"
+        hub = CHECKOUT / "hub"
     if not hub.is_dir():
         raise ValueError(f"{hub}: is no folder: give the one that holds <arch>.<tag>/")
     one = (hub / "config.json").is_file() or (hub / "metrics.json").is_file()
@@ -119,7 +118,7 @@ def _disagreements(folder: Path, metrics: dict[str, Any], config: dict[str, Any]
         ("model", metrics["model"], "config.json has architecture", config["architecture"]),
         ("tag", metrics["tag"], "config.json has", cfg.get("tag")),
         ("parameters", metrics["parameters"], "the model has", sum(p.numel() for p in model.parameters())),
-        ("solver", _grid(metrics["solver"]), "the model has", _grid(_solver_of(model))),
+        ("solver", _grid(metrics["solver"]), "the model has", _grid(solving(model))),
     ]
     try:
         trained = yaml.safe_load(recipe)
@@ -147,14 +146,6 @@ def _disagreements(folder: Path, metrics: dict[str, Any], config: dict[str, Any]
     return problems
 
 
-def _solver_of(model: torch.nn.Module) -> dict[str, Any] | None:
-    for block in model.modules():
-        if isinstance(block, ODEBlock):
-            grid = {"num_steps": len(block.step_sizes)} if block.fixed else {"rtol": block.rtol, "atol": block.atol}
-            return {"solver": block.solver, "t_span": list(block.t_span), **grid}
-    return None
-
-
-def _grid(solving: dict[str, Any] | None) -> dict[str, Any] | None:
+def _grid(how: dict[str, Any] | None) -> dict[str, Any] | None:
     keys = ("solver", "t_span", "num_steps", "rtol", "atol")
-    return None if solving is None else {key: solving[key] for key in keys if key in solving}
+    return None if how is None else {key: how[key] for key in keys if key in how}

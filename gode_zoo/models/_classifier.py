@@ -19,9 +19,10 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..families import Family, get_family
+from ..solvers import get_solver
 from ._pretrained import WeightsError, hub_id, known_sha256, list_weights, verify_weights, weights_file
 
-__all__ = ["CHANNELS", "CIFAR10_CFG", "MNIST_CFG", "StemBlockHead", "cfg", "create", "tagged_cfgs"]
+__all__ = ["CHANNELS", "CIFAR10_CFG", "MNIST_CFG", "StemBlockHead", "cfg", "create", "own_steps", "tagged_cfgs"]
 
 CHANNELS = 64
 TAGS = ("modern", "paper")
@@ -238,6 +239,12 @@ def tagged_cfgs(dataset: dict[str, Any], *archs: str) -> dict[str, dict[str, Any
         for tag in [tag for tag in TAGS if weights_file(arch, tag)] or TAGS[:1]:
             found[f"{arch}.{tag}"] = cfg(dataset, **weights_file(arch, tag))
     return found
+
+
+def own_steps(num_steps: int, kwargs: dict[str, Any]) -> dict[str, int]:
+    """The variant's own number of steps, unless another step or a solver that chooses it was asked for."""
+    own = kwargs.get("step_size") is None and not get_solver(kwargs.get("solver", "euler")).adaptive
+    return {"num_steps": num_steps} if own else {}
 
 
 def create(

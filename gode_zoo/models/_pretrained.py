@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 __all__ = [
+    "CHECKOUT",
     "HUB_ORG_VARIABLE",
     "WeightsError",
     "find_weights",
@@ -25,9 +26,9 @@ __all__ = [
 HUB_ORG_VARIABLE = "GODE_ZOO_HUB_ORG"
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-_CHECKOUT = _PACKAGE.parent
+CHECKOUT = _PACKAGE.parent
 # Beside an installed package a folder `hub` would be somebody else's.
-_ROOTS = (_PACKAGE / "hub", *((_CHECKOUT / "hub",) if (_CHECKOUT / "pyproject.toml").is_file() else ()))
+_ROOTS = (_PACKAGE / "hub", *((CHECKOUT / "hub",) if (CHECKOUT / "pyproject.toml").is_file() else ()))
 
 
 class WeightsError(RuntimeError):

@@ -25,7 +25,7 @@ from ..fields import SplineConvField
 from ..ode_block import ODEBlock
 from ..solvers import get_solver
 from ..splines import BSplineBasis
-from ._classifier import CIFAR10_CFG, MNIST_CFG, StemBlockHead, cfg, create
+from ._classifier import CIFAR10_CFG, MNIST_CFG, StemBlockHead, cfg, create, own_steps
 
 __all__ = ["ContinuousNet"]
 
@@ -154,7 +154,7 @@ def continuousnet_mnist(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 @register_model
 def continuousnet_cifar10(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ContinuousNet for CIFAR-10, 8 pieces and 8 Euler steps a stage: 816,282 parameters."""
-    arguments = {"num_basis": 8, **_steps(8, kwargs), **kwargs}
+    arguments = {"num_basis": 8, **own_steps(8, kwargs), **kwargs}
     return create(ContinuousNet, "continuousnet_cifar10", pretrained, **arguments)
 
 
@@ -167,11 +167,5 @@ def statefulnet_mnist(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 @register_model
 def statefulnet_cifar10(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Stateful ODE-Net for CIFAR-10, 8 linear B-splines and 8 Euler steps a stage: 816,282 parameters."""
-    arguments = {"num_basis": 8, "degree": 1, **_steps(8, kwargs), **kwargs}
+    arguments = {"num_basis": 8, "degree": 1, **own_steps(8, kwargs), **kwargs}
     return create(ContinuousNet, "statefulnet_cifar10", pretrained, **arguments)
-
-
-def _steps(num_steps: int, kwargs: dict[str, Any]) -> dict[str, int]:
-    """The variant's own number of steps, unless another step or a solver that chooses it was asked for."""
-    own = kwargs.get("step_size") is None and not get_solver(kwargs.get("solver", "euler")).adaptive
-    return {"num_steps": num_steps} if own else {}

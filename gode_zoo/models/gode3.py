@@ -26,7 +26,7 @@ from ..fields import SplineConvField
 from ..ode_block import ODEBlock
 from ..solvers import get_solver
 from ..splines import BSplineBasis
-from ._classifier import CIFAR10_CFG, MNIST_CFG, StemBlockHead, create, tagged_cfgs
+from ._classifier import CIFAR10_CFG, MNIST_CFG, StemBlockHead, create, own_steps, tagged_cfgs
 
 __all__ = ["GODE3"]
 
@@ -174,22 +174,18 @@ def gode3_cifar10_xs(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 @register_model
 def gode3_cifar10_s(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Multi-stage GODE for CIFAR-10, 40 to 72 channels, 4 linear B-splines and 8 Euler steps a stage: 852,850 parameters."""
-    arguments = {"channels": (40, 64, 72), "num_basis": 4, **_steps(8, kwargs), **kwargs}
+    arguments = {"channels": (40, 64, 72), "num_basis": 4, **_grid(8, kwargs), **kwargs}
     return create(GODE3, "gode3_cifar10_s", pretrained, **arguments)
 
 
 @register_model
 def gode3_cifar10_b(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Multi-stage GODE for CIFAR-10, 64 to 96 channels, 4 linear B-splines and 8 Euler steps a stage: 1,541,482 parameters."""
-    arguments = {"channels": (64, 80, 96), "num_basis": 4, **_steps(8, kwargs), **kwargs}
+    arguments = {"channels": (64, 80, 96), "num_basis": 4, **_grid(8, kwargs), **kwargs}
     return create(GODE3, "gode3_cifar10_b", pretrained, **arguments)
 
 
-def _steps(num_steps: int, kwargs: dict[str, Any]) -> dict[str, int]:
-    """The variant's own number of steps, unless another step or a solver that chooses it was asked for, and statistics."""
-    own: dict[str, int] = {}
-    if kwargs.get("step_size") is None and not get_solver(kwargs.get("solver", "euler")).adaptive:
-        own["num_steps"] = num_steps
-    if kwargs.get("norm", "spline_batch") == "spline_batch":
-        own["num_statistics"] = num_steps
-    return own
+def _grid(num_steps: int, kwargs: dict[str, Any]) -> dict[str, int]:
+    """The variant's own number of steps, and as many B-splines for the running statistics where there are any."""
+    statistics = {"num_statistics": num_steps} if kwargs.get("norm", "spline_batch") == "spline_batch" else {}
+    return own_steps(num_steps, kwargs) | statistics
