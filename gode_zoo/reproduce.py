@@ -6,8 +6,8 @@
 
 Each row of a table is a model with the recipe `<model>.paper`, once a seed; a row that stands in two tables is one run.
 Runs lie in `runs/<row>.<tag>/seed<n>` and can be stopped and resumed; a finished one is never run again. With fewer
-epochs than the paper's 160 the milestones of the learning rate move in proportion, the tag says how many, and every
-output does too. `write_table` leaves `<table>.csv` and `<table>.md`.
+epochs than the paper's 160 the milestones of the learning rate move in proportion; the tag and every output say how
+many, and likewise that a run was in bfloat16. `write_table` leaves `<table>.csv` and `<table>.md`.
 
 Source of the figures: paper.py.
 """
@@ -49,6 +49,7 @@ class RowResult:
         row: the paper's.
         parameters: of the model.
         epochs: of each run.
+        amp: of each run: `"none"` or `"bf16"`.
         errors: test error in % of each finished seed, last epoch.
         state: `"3 of 3 seeds"`, or how far the runs are.
         step_seconds: median over the epochs of the first finished run, None before there is one.
@@ -60,6 +61,7 @@ class RowResult:
     row: PaperRow
     parameters: int
     epochs: int
+    amp: str
     errors: tuple[float, ...]
     state: str
     step_seconds: float | None
@@ -78,21 +80,24 @@ class RowResult:
         return statistics.stdev(self.errors) if len(self.errors) > 1 else None
 
 
-def row_recipe(row: PaperRow, seed: int = 0, epochs: int = EPOCHS) -> Recipe:
+def row_recipe(row: PaperRow, seed: int = 0, epochs: int = EPOCHS, amp: str = "none") -> Recipe:
     """The paper's recipe for one row.
 
     Raises:
-        ValueError: epochs outside 1 … 160.
+        ValueError: epochs outside 1 … 160, or an `amp` that recipes do not have.
     """
     if not 1 <= epochs <= EPOCHS:
         raise ValueError(f"epochs={epochs}: must be 1 to {EPOCHS}, the paper's")
+    if amp not in ("none", "bf16"):
+        raise ValueError(f"amp={amp!r}: must be none or bf16")
     recipe = load_recipe(f"{row.model}.paper")
     milestones = tuple(milestone * epochs / EPOCHS for milestone in recipe.schedule.milestones)
     return dataclasses.replace(
         recipe,
         seed=seed,
         epochs=epochs,
-        tag=_tag(epochs),
+        tag=_tag(epochs, amp),
+        amp=amp,
         schedule=dataclasses.replace(recipe.schedule, milestones=milestones),
         model_args={key: list(v) if isinstance(v, tuple) else v for key, v in row.model_args.items()},
     )
@@ -103,6 +108,7 @@ def reproduce(
     *,
     seeds: int = 1,
     epochs: int = EPOCHS,
+    amp: str = "none",
     runs: str | Path = "runs/reproduce",
     data_dir: str | Path | None = None,
     device: str | torch.device | None = None,
@@ -117,6 +123,7 @@ def reproduce(
         table: `"table1"` … `"table4"`.
         seeds: runs a row, with seeds 0 … seeds − 1.
         epochs: of each run; the paper's 160, or fewer.
+        amp: `"none"`, the paper's float32, or `"bf16"`, for less time.
         runs: folder of the runs.
         data_dir: where datasets are kept.
         device: default CUDA where there is one, else the CPU.
@@ -134,7 +141,7 @@ def reproduce(
     rows = _rows(table)
     if seeds < 1:
         raise ValueError(f"seeds={seeds}: must be 1 or more")
-    recipes = [[row_recipe(row, seed, epochs) for seed in range(seeds)] for row in rows]
+    recipes = [[row_recipe(row, seed, epochs, amp) for seed in range(seeds)] for row in rows]
     if run_missing and jobs != 1:
         missing = {
             _folder(Path(runs), row, recipe): recipe
@@ -184,6 +191,7 @@ def write_table(table: str, results: Sequence[RowResult], out: str | Path) -> tu
 def figure2_runs(
     *,
     epochs: int = EPOCHS,
+    amp: str = "none",
     runs: str | Path = "runs/reproduce",
     data_dir: str | Path | None = None,
     device: str | torch.device | None = None,
@@ -199,7 +207,7 @@ def figure2_runs(
     found = {}
     for row in TABLES["table1"]:
         if row.labels["data"] == "CIFAR-10":
-            recipe = row_recipe(row, 0, epochs)
+            recipe = row_recipe(row, 0, epochs, amp)
             folder = _folder(Path(runs), row, recipe)
             if run_missing:
                 _finish(recipe, folder, data_dir=data_dir, device=device, resume=resume, progress=progress)
@@ -215,9 +223,11 @@ def figure2_runs(
 def title(table: str, results: Sequence[RowResult]) -> str:
     """The table's heading, which says where its runs were shorter than the paper's."""
     number, epochs = table.removeprefix("table"), results[0].epochs
+    precision = ", in bfloat16" if results[0].amp == "bf16" else ""
     if epochs == EPOCHS:
-        return f"Table {number} of the paper: test error in %, {EPOCHS} epochs"
-    return f"Table {number} of the paper, with {epochs} of its {EPOCHS} epochs: test error in %, not comparable with it"
+        return f"Table {number} of the paper: test error in %, {EPOCHS} epochs{precision}"
+    short = f"with {epochs} of its {EPOCHS} epochs{precision}"
+    return f"Table {number} of the paper, {short}: test error in %, not comparable with it"
 
 
 def table_cells(results: Sequence[RowResult]) -> tuple[list[str], list[list[str]]]:
@@ -236,8 +246,8 @@ def _rows(table: str) -> tuple[PaperRow, ...]:
     return TABLES[table]
 
 
-def _tag(epochs: int) -> str:
-    return "paper" if epochs == EPOCHS else f"paper-{epochs}-epochs"
+def _tag(epochs: int, amp: str) -> str:
+    return "paper" + (f"-{epochs}-epochs" if epochs != EPOCHS else "") + ("-bf16" if amp == "bf16" else "")
 
 
 def _folder(runs: Path, row: PaperRow, recipe: Recipe) -> Path:
@@ -272,6 +282,7 @@ def _result(row: PaperRow, recipes: Sequence[Recipe], folders: Sequence[Path], d
         row,
         sum(p.numel() for p in parameters),
         epochs,
+        recipes[0].amp,
         tuple(metrics["last"]["error"] for _, metrics in finished),
         "; ".join([state, *under_way]) if finished or under_way else "not run",
         statistics.median(float(line["step_seconds"]) for line in _log(finished[0][0])) if finished else None,
@@ -332,6 +343,7 @@ def _csv_row(result: RowResult) -> dict[str, Any]:
         "errors": " ".join(f"{error:g}" for error in result.errors),
         "epochs": result.epochs,
         "paper_epochs": EPOCHS,
+        "amp": result.amp,
         "nfe": "" if result.nfe is None else result.nfe,
         "step_seconds": "" if result.step_seconds is None else f"{result.step_seconds:.4g}",
         "paper_step_seconds": result.row.seconds,

@@ -224,11 +224,11 @@ def _train(
         return bool(due)
 
     def wrapped() -> Callable[[Tensor], Tensor]:
-        """The model as it is trained: shared by the processes, compiled where the recipe says so."""
+        """The model as it is trained: shared by the processes, compiled where the recipe says so and there is a GPU."""
         shared = DistributedDataParallel(model) if processes.size > 1 else model
-        if not recipe.compile:
+        if not recipe.compile or device.type == "cpu":  # there it gains nothing: docs/benchmark.md
             return shared
-        graphs = device.type == "cuda" and processes.size == 1
+        graphs = processes.size == 1
         return torch.compile(shared, dynamic=False, mode="reduce-overhead" if graphs else None)  # that is CUDA graphs
 
     if saved is not None:

@@ -15,7 +15,7 @@ from gode_zoo.figure2 import kernel_curves, plot_figure2
 from gode_zoo.models import GODE
 from gode_zoo.paper import TABLES, PaperRow
 from gode_zoo.recipes import recipe_from_dict
-from gode_zoo.reproduce import figure2_runs, reproduce, row_recipe, write_table
+from gode_zoo.reproduce import figure2_runs, reproduce, row_recipe, title, write_table
 from gode_zoo.train import TrainingInterrupted
 
 ROWS = [row for rows in TABLES.values() for row in rows]
@@ -29,6 +29,10 @@ def test_every_row_is_a_model_of_the_zoo_with_the_papers_recipe(row):
     assert recipe.optimizer.weight_decay == 0 and not recipe.augment.flip and recipe.drop_last
     short = row_recipe(row, seed=2, epochs=8)
     assert (short.schedule.milestones, short.seed, short.tag) == ((3.0, 5.0, 7.0), 2, "paper-8-epochs")
+    assert (row_recipe(row, amp="bf16").tag, row_recipe(row, epochs=8, amp="bf16").tag) == (
+        "paper-bf16",
+        "paper-8-epochs-bf16",
+    )
 
 
 def test_rows_that_are_one_run_share_a_folder():
@@ -56,9 +60,9 @@ def tiny(monkeypatch, recipe_dict):
         ),
     )
 
-    def recipe(row, seed=0, epochs=2):
+    def recipe(row, seed=0, epochs=2, amp="none"):
         args = {**recipe_dict["model_args"], **row.model_args}
-        return dataclasses.replace(recipe_from_dict(recipe_dict), seed=seed, model_args=args)
+        return dataclasses.replace(recipe_from_dict(recipe_dict), seed=seed, model_args=args, amp=amp)
 
     monkeypatch.setattr(module, "TABLES", {"table1": rows})
     monkeypatch.setattr(module, "row_recipe", recipe)
@@ -96,6 +100,8 @@ def test_runs_are_made_once_and_resumed(tiny, tmp_path, monkeypatch):
     lines = list(csv.DictReader(csv_file.open()))
     assert [float(line["error_mean"]) for line in lines] == pytest.approx([result.mean for result in results], abs=1e-3)
     assert "with 2 of its 160 epochs" in markdown.read_text() and "not comparable" in markdown.read_text()
+    assert "bfloat16" not in markdown.read_text()
+    assert "epochs, in bfloat16" in title("table1", list(reproduce("table1", run_missing=False, **options, amp="bf16")))
     with pytest.raises(ValueError, match=r"has 4 finished runs, these are 1"):
         write_table("table1", standing, tmp_path / "out")
     assert list(csv.DictReader(csv_file.open())) == lines
@@ -133,6 +139,8 @@ def test_the_command_and_its_refusals(tiny, tmp_path):
 def test_epochs_are_at_most_the_papers():
     with pytest.raises(ValueError, match=r"epochs=161: must be 1 to 160"):
         row_recipe(ROWS[0], epochs=161)
+    with pytest.raises(ValueError, match=r"amp='fp16': must be none or bf16"):
+        row_recipe(ROWS[0], amp="fp16")
 
 
 def test_kernel_curves_are_the_weights_that_the_layers_use():

@@ -166,6 +166,7 @@ def reproduce(
     what: Annotated[str, typer.Argument(help="table1, table2, table3, table4 or figure2.")],
     seeds: Annotated[int, typer.Option(help="Runs of each row of a table.")] = 1,
     epochs: Annotated[int, typer.Option(help="Epochs of each run; fewer than the paper's 160 are labelled so.")] = 160,
+    amp: Annotated[str, typer.Option(help="none, the paper's float32, or bf16, for less time; labelled so.")] = "none",
     out: Annotated[Path, typer.Option(help="Folder of the tables and figures.")] = Path("results"),
     runs: Annotated[Path, typer.Option(help="Folder of the training runs.")] = Path("runs/reproduce"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with runs that were interrupted.")] = False,
@@ -179,8 +180,8 @@ def reproduce(
     from .. import reproduce as again
     from ..train import TrainingInterrupted
 
-    options: dict[str, Any] = {"epochs": epochs, "runs": runs, "data_dir": data_dir, "device": device, "resume": resume}
-    options["run_missing"] = not no_run
+    options: dict[str, Any] = {"epochs": epochs, "amp": amp, "runs": runs, "run_missing": not no_run}
+    options |= {"data_dir": data_dir, "device": device, "resume": resume}
     try:
         if what == "figure2":
             from ..figure2 import plot_figure2

@@ -130,7 +130,7 @@ class Recipe:
     drop_last: bool = True
     seed: int = 0
     amp: str = "none"
-    compile: bool = False
+    compile: bool = False  # on a GPU
     channels_last: bool = False  # memory format of images, states and kernels
     holdout: float = 0.0  # fraction of the training set kept aside to choose the best epoch by
     log_test: bool = False  # also log the test error of every epoch, as information, never for selection
