@@ -274,7 +274,7 @@ def _train(
                     x = random_cutout(x, recipe.augment.cutout, generator=augment)
                 if recipe.augment.mixup:
                     weight = mixing_weight(recipe.augment.mixup, recipe.seed, run.step)
-                    x, targets = mix(x, weight), mix(F.one_hot(own_labels, model.num_classes).float(), weight)  # type: ignore[arg-type]
+                    x, targets = mix(x, weight), mix(torch.eye(model.num_classes, device=device)[own_labels], weight)  # type: ignore[call-overload]
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     logits = forward(x)
                 if classes:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from filled_models import create, image
 from scipy.interpolate import BSpline
 from torch.nn import functional as F
 
@@ -20,21 +21,6 @@ SIZES = {
     "gode3_cifar10_s": 860_000,
     "gode3_cifar10_b": 1_630_000,
 }
-
-
-def create(name, **options):
-    """The model in evaluation mode, with norms and running statistics that are all different."""
-    torch.manual_seed(0)
-    model = timm.create_model(name, **options).eval()
-    with torch.no_grad():
-        for key, value in [*model.named_parameters(), *model.named_buffers()]:
-            if "norm" in key and value.is_floating_point() and value.dim() > 0 and not key.endswith("knots"):
-                value.uniform_(0.5, 1.5)
-    return model
-
-
-def image(model, batch=2):
-    return torch.rand(batch, *model.pretrained_cfg["input_size"], generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("name", SIZES)

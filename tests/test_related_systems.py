@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from filled_models import create, image
 from scipy.integrate import solve_ivp
 from scipy.interpolate import BSpline
 from timm.models import save_for_hf
@@ -14,21 +15,6 @@ import gode_zoo
 from gode_zoo.models import ANODEV2
 from gode_zoo.models.anodev2 import EvolvingConv2d, EvolvingConvField
 from gode_zoo.surgery import compress, refine
-
-
-def create(name, **options):
-    """The model in evaluation mode, with parameters and running statistics that are all different."""
-    torch.manual_seed(0)
-    model = timm.create_model(name, **options).eval()
-    with torch.no_grad():
-        for key, value in [*model.named_parameters(), *model.named_buffers()]:
-            if "norm" in key and value.is_floating_point() and value.dim() > 0 and not key.endswith("knots"):
-                value.uniform_(0.5, 1.5)
-    return model
-
-
-def image(model):
-    return torch.rand(2, *model.pretrained_cfg["input_size"], generator=torch.Generator().manual_seed(1))
 
 
 def batch_norm(x, layer):

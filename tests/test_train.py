@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gode_zoo import train as training
 from gode_zoo.data import load_dataset
@@ -44,6 +45,34 @@ def test_a_resumed_run_equals_an_uninterrupted_one(recipe, tmp_path, stops):
     for row in (row for log in logs for row in log):
         del row["seconds"], row["step_seconds"]
     assert logs[0] == logs[1] and len(logs[0]) == 2
+
+
+class _Waits(TorchDispatchMode):
+    """Counts what makes the host wait for a GPU: reading a value, finding which are set, copying one over."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        names = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "lift_fresh")
+        self.count += op.overloadpacket.__name__ in names
+        return op(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("model", ["gode_mnist_m4", "gode3_mnist_xs"])
+def test_a_step_never_makes_the_host_wait(recipe, tmp_path, monkeypatch, model):
+    augment = dataclasses.replace(recipe.augment, cutout=4, mixup=0.2)
+    recipe = dataclasses.replace(recipe, model=model, augment=augment, ema_decay=0.9, amp="bf16", batch_size=2)
+    monkeypatch.setattr(training, "refuse_non_finite_loss", lambda *_: None)  # at every step on a CPU alone
+
+    def waits(steps):
+        with _Waits() as seen:
+            train(recipe, tmp_path / f"{steps}", max_steps=steps, progress=False)
+        return seen.count
+
+    waits(1)  # fills what is kept
+    assert waits(2) == waits(5) > 0  # within the first epoch, of 12
 
 
 def test_metrics_tell_what_the_published_weights_do(recipe, digits, tmp_path):
