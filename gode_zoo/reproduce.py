@@ -30,6 +30,7 @@ import torch
 from .data import load_dataset, normalize
 from .models._pretrained import list_weights
 from .ode_block import solutions
+from .ordering import orderings
 from .paper import EPOCHS, TABLES, PaperRow
 from .recipes import Recipe, load_recipe
 from .run_folder import atomic_write, recipe_sha256
@@ -51,6 +52,7 @@ class RowResult:
         epochs: of each run.
         amp: of each run: `"none"` or `"bf16"`.
         errors: test error in % of each finished seed, last epoch.
+        images: that they were measured on; 0 before there is a finished run.
         state: `"3 of 3 seeds"`, or how far the runs are.
         step_seconds: median over the epochs of the first finished run, None before there is one.
         nfe: function evaluations of one solve by the first finished run's weights; None without a run or a solver.
@@ -63,6 +65,7 @@ class RowResult:
     epochs: int
     amp: str
     errors: tuple[float, ...]
+    images: int
     state: str
     step_seconds: float | None
     nfe: int | None
@@ -182,8 +185,9 @@ def write_table(table: str, results: Sequence[RowResult], out: str | Path) -> tu
     markdown = [f"# {title(table, results)}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     markdown += ["| " + " | ".join(row) + " |" for row in cells]
     markdown += ["", *_footnotes(results), ""]
+    markdown += [f"- {line}" for line in orderings(results)] + [""]
     paths = folder / f"{table}.csv", folder / f"{table}.md"
-    for path, content in zip(paths, (text.getvalue(), "\n".join(markdown)), strict=True):
+    for path, content in zip(paths, (text.getvalue(), "\n".join(markdown).rstrip() + "\n"), strict=True):
         atomic_write(path, _writing(content))
     return paths
 
@@ -284,6 +288,7 @@ def _result(row: PaperRow, recipes: Sequence[Recipe], folders: Sequence[Path], d
         epochs,
         recipes[0].amp,
         tuple(metrics["last"]["error"] for _, metrics in finished),
+        finished[0][1]["last"]["total"] if finished else 0,
         "; ".join([state, *under_way]) if finished or under_way else "not run",
         statistics.median(float(line["step_seconds"]) for line in _log(finished[0][0])) if finished else None,
         _nfe(finished[0][0], recipes[0].dataset, data_dir) if finished else None,

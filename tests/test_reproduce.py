@@ -101,6 +101,7 @@ def test_runs_are_made_once_and_resumed(tiny, tmp_path, monkeypatch):
     assert [float(line["error_mean"]) for line in lines] == pytest.approx([result.mean for result in results], abs=1e-3)
     assert "with 2 of its 160 epochs" in markdown.read_text() and "not comparable" in markdown.read_text()
     assert "bfloat16" not in markdown.read_text()
+    assert "CIFAR-10, Neural-GODE − with Heun: " in markdown.read_text()
     assert "epochs, in bfloat16" in title("table1", list(reproduce("table1", run_missing=False, **options, amp="bf16")))
     with pytest.raises(ValueError, match=r"has 4 finished runs, these are 1"):
         write_table("table1", standing, tmp_path / "out")

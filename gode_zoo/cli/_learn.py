@@ -178,6 +178,7 @@ def reproduce(
 ) -> None:
     """Run a table or figure of the paper again and put ours beside it. Ctrl-C saves; --resume goes on."""
     from .. import reproduce as again
+    from ..ordering import orderings
     from ..train import TrainingInterrupted
 
     options: dict[str, Any] = {"epochs": epochs, "amp": amp, "runs": runs, "run_missing": not no_run}
@@ -211,6 +212,8 @@ def reproduce(
     for row in cells:
         table.add_row(*row)
     Console().print(table)
+    for line in orderings(results):
+        typer.echo(line)
     if not no_run:
         typer.echo(f"wrote {out / what}.csv and .md")
 
