@@ -70,6 +70,20 @@ def publish(root: Path, metrics: dict, folder: str = "gode_mnist_m4.modern") -> 
     return out
 
 
+def test_the_overview_has_the_papers_tables(root):
+    (root / "results").mkdir(exist_ok=True)
+    for n in (2, 1):
+        (root / "results" / f"table{n}.md").write_text(f"# Table {n} of the paper\n\n| a |\n|---|\n| {n} |\n")
+    (root / "results" / "figure2.png").write_bytes(b"")
+    overview = cards.render(root)[root / "MODEL_CARDS.md"]
+    section = overview.split("## The paper's tables again")[1]
+    assert [line for line in section.splitlines() if line.startswith("### ")][:2] == [
+        "### Table 1 of the paper",
+        "### Table 2 of the paper",
+    ]
+    assert "](results/figure2.png)" in section
+
+
 def test_the_overview_has_the_related_systems(root):
     (root / "results").mkdir()
     page = "# Related systems\n\n<!-- note -->\n\n**Short runs**\n\n| system |\n| --- |\n| A |\n"

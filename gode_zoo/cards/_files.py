@@ -1,4 +1,4 @@
-"""What `make cards` writes: cards, plots, MODEL_CARDS.md (with results/related_systems.md) and the table in README.md."""
+"""What `make cards` writes: cards, plots, the table in README.md, and MODEL_CARDS.md with pages of results/ in it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,12 @@ def render(root: Path) -> dict[Path, str]:
     files = {entry.folder / "README.md": card(entry) for entry in entries}
     files |= {entry.folder / "train_log.svg": plot for entry in entries if (plot := plot_log(entry)) is not None}
     files[root / "MODEL_CARDS.md"] = "".join(
-        [_overview(entries), controls(entries), _related(root / "results" / "related_systems.md")]
+        [
+            _overview(entries),
+            controls(entries),
+            _paper(root / "results"),
+            _related(root / "results" / "related_systems.md"),
+        ]
     )
     readme = root / "README.md"
     text = readme.read_text(encoding="utf-8")
@@ -67,6 +72,18 @@ the best epoch where it was measured, as information: those weights are not publ
 Measure a figure again: `gode-zoo evaluate NAME --check`. The cards, which a name links to, have the recipe, the
 hardware and the limits.
 """
+
+
+def _paper(results: Path) -> str:
+    """The paper's tables and figure as far as they were made again; nothing where none was."""
+    pages = [path.read_text(encoding="utf-8") for path in sorted(results.glob("table?.md"))]
+    parts = [f"##{page.strip()}" for page in pages]  # its heading, two levels down
+    if (results / "figure2.png").is_file():
+        parts.append(
+            "### Figure 2 of the paper: one kernel's weights over layers or time\n\n"
+            "![Weights of one 3×3 kernel over time or layers, before and after training](results/figure2.png)"
+        )
+    return "\n## The paper's tables again\n\n" + "\n\n".join(parts) + "\n" if parts else ""
 
 
 def _related(page: Path) -> str:
