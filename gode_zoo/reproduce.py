@@ -312,7 +312,9 @@ def _log(folder: Path) -> list[dict[str, str]]:
 
 
 def _nfe(folder: Path, dataset: str, data_dir: Any) -> int | None:
-    """Function evaluations of the trained blocks on the first test images, None for a model without one."""
+    """Function evaluations of the trained blocks on the first test images; None without a block, or with the log alone."""
+    if not (folder / "model.safetensors").is_file():
+        return None
     model: Any = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval()
     cfg = model.pretrained_cfg
     images = load_dataset(dataset, "test", data_dir=data_dir, input_size=tuple(cfg["input_size"])).images[:_NFE_IMAGES]
