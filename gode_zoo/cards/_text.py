@@ -238,7 +238,10 @@ def _seeds(metrics: dict[str, Any]) -> str:
     if not errors:
         return f"{metrics['num_seeds']}, seeds {seeds}: the error of each was not recorded"
     spread = f"{statistics.fmean(errors):.2f} ± {statistics.stdev(errors):.2f} % (mean ± standard deviation)"
-    return f"{metrics['num_seeds']}, seeds {seeds}: error {spread}, each {', '.join(f'{e:.2f}' for e in errors)}"
+    chosen = f"; these weights: {metrics['seed_chosen_by']}" if "seed_chosen_by" in metrics else ""
+    return (
+        f"{metrics['num_seeds']}, seeds {seeds}: error {spread}, each {', '.join(f'{e:.2f}' for e in errors)}{chosen}"
+    )
 
 
 def _selection(metrics: dict[str, Any]) -> str:
@@ -251,6 +254,8 @@ def _selection(metrics: dict[str, Any]) -> str:
             )
         return "The weights were chosen without this split."
     paper = "the paper's" if metrics["tag"] == "paper" else "not the paper's"
+    if metrics["tag"].startswith("paper-"):  # as `gode-zoo reproduce` tags shorter runs
+        paper = "the paper's but for its epochs or precision"
     return (
         "The weights are those of the last epoch, whatever its error: no split was used to choose them. The paper's own\n"
         f"figures are in its Table 1; this recipe is {paper}."

@@ -231,12 +231,14 @@ def cfg(dataset: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
 def tagged_cfgs(dataset: dict[str, Any], *archs: str) -> dict[str, dict[str, Any] | PretrainedCfg]:
     """``arch.tag`` to ``pretrained_cfg`` of every weight that each architecture has, its default first.
 
-    The tags are ``modern`` (a better recipe on the same architecture) and ``paper`` (the paper's own). An architecture
-    without weights stands with the first, as a model has to have one.
+    The tags are ``modern`` (a better recipe on the same architecture), ``paper`` (the paper's own), and after them others,
+    such as those of shorter runs. An architecture without weights stands with the first, as a model has to have one.
     """
     found: dict[str, dict[str, Any] | PretrainedCfg] = {}
+    bundled = list_weights()
     for arch in archs:
-        for tag in [tag for tag in TAGS if weights_file(arch, tag)] or TAGS[:1]:
+        others = [tag for known, tag, _ in bundled if known == arch and tag not in TAGS]
+        for tag in [tag for tag in (*TAGS, *others) if weights_file(arch, tag)] or TAGS[:1]:
             found[f"{arch}.{tag}"] = cfg(dataset, **weights_file(arch, tag))
     return found
 
