@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
+from torch.nn import functional as F
 
 import gode_zoo  # noqa: F401
 from gode_zoo.listing import list_zoo
@@ -141,6 +142,21 @@ def test_compile_in_one_graph_and_export(name):
         torch.testing.assert_close(compiled(x), expected, atol=1e-5, rtol=1e-4)
         exported = torch.export.export(model, (x,)).module()
         torch.testing.assert_close(exported(x), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gode_mnist_m4", "odenet_mnist", "gode3_mnist_xs"])
+def test_a_compiled_training_step_is_the_eager_one(name):
+    eager = create(name).train()
+    compiled = copy.deepcopy(eager)
+    torch._dynamo.reset()
+    forward = torch.compile(compiled, fullgraph=True, dynamic=False, backend="aot_eager")
+    x, labels = image(eager), torch.tensor([3, 7])
+    for call in (eager, forward):
+        F.cross_entropy(call(x), labels).backward()
+    for (key, parameter), other in zip(eager.named_parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, parameter.grad, atol=1e-5, rtol=1e-4, msg=key)
+    for (key, buffer), other in zip(eager.named_buffers(), compiled.buffers(), strict=True):
+        torch.testing.assert_close(other, buffer, msg=key)  # running statistics of norms
 
 
 @pytest.mark.parametrize("name", ["gode_mnist_m4", "odenet_mnist", "resnet6_mnist", "stem_mnist"])
