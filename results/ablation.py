@@ -40,6 +40,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "T6": ("T = 6: steps of size 1, as a residual net's", {"t_span": [0.0, 6.0]}),
     "group": ("spline group norm", {"norm": "spline_group"}),
     "constant-norm": ("group norm shared by all times", {"norm": "group"}),
+    "uniform": ("uniform knots, not clamped; group norm shared by all times", {"norm": "group", "knots": "uniform"}),
     "constant": (
         "constant weights, wider (36, 60, 80) to as many parameters",
         {"num_basis": 1, "degree": 0, "channels": [36, 60, 80]},
@@ -51,6 +52,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "k0": ("degree 0", {"degree": 0}),
     "k2": ("degree 2", {"degree": 2}),
     "steps3": ("3 steps, as many as B-splines", {"num_steps": 3, "num_statistics": 3}),
+    "coarse": ("3 steps, 6 in the last third of the epochs", {"num_steps": 3}),
     "steps12": ("12 steps", {"num_steps": 12, "num_statistics": 12}),
     "m2": ("2 B-splines, channels 16, 40, 64", {"num_basis": 2, "channels": [16, 40, 64]}),
     "statistics3": ("running statistics in the 3 B-splines of the weights", {"num_statistics": 3}),
@@ -77,7 +79,10 @@ def main() -> None:
 
 def recipe_of(name: str, epochs: int) -> Recipe:
     """The short recipe of one variant."""
-    return recipe_from_dict({**RECIPE, "tag": f"ablation-{name}", "epochs": epochs, "model_args": VARIANTS[name][1]})
+    recipe = {**RECIPE, "tag": f"ablation-{name}", "epochs": epochs, "model_args": VARIANTS[name][1]}
+    if name == "coarse":
+        recipe["refine"] = [{"epoch": round(2 * epochs / 3), "num_steps": 6}]
+    return recipe_from_dict(recipe)
 
 
 def run(name: str, epochs: int, folder: Path) -> dict[str, Any]:
