@@ -11,6 +11,7 @@ Source: Yu, Miao and Wu, section 4. Needs matplotlib, the extra `plots`.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .models import GODE, ODENet, ResNet
+from .paper import EPOCHS
 from .plots import new_figure
 
 if TYPE_CHECKING:
@@ -87,7 +89,7 @@ def plot_figure2(runs: dict[str, Path]) -> Figure:
         model = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval()
         kept = folder / "initial_kernels.safetensors"
         for ax, when in zip(axes, ("initial", "trained"), strict=True):
-            ax.set_title(f"{title}, {when}", fontsize="medium")
+            ax.set_title(f"{title}, {_epochs(folder) if when == 'trained' else when}", fontsize="medium")
             if when == "initial" and not kept.is_file():
                 ax.text(0.5, 0.5, "not kept by this run", ha="center", transform=ax.transAxes)
                 ax.set_axis_off()
@@ -100,3 +102,9 @@ def plot_figure2(runs: dict[str, Path]) -> Figure:
         for ax in axes:
             ax.set_ylim(-limit, limit)
     return figure
+
+
+def _epochs(folder: Path) -> str:
+    """How long the run was, beside the paper's where it was shorter."""
+    epochs = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["epochs"]
+    return f"after {epochs} epochs" if epochs >= EPOCHS else f"after {epochs} of {EPOCHS} epochs"
