@@ -33,11 +33,12 @@ RECIPE: dict[str, Any] = {
     "channels_last": True,
     "holdout": 0.1,
 }
-# What differs from gode3_cifar10_xs (24, 40, 48 channels; 3 linear B-splines, clamped; T = 1; 6 Euler steps a stage).
+# What differs from gode3_cifar10_xs (24, 40, 48 channels; 3 linear B-splines, clamped; T = 3; 6 Euler steps a stage).
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "base": ("as it is", {}),
-    "T3": ("T = 3", {"t_span": [0.0, 3.0]}),
+    "T1": ("T = 1", {"t_span": [0.0, 1.0]}),
     "T6": ("T = 6: steps of size 1, as a residual net's", {"t_span": [0.0, 6.0]}),
+    "T1-group": ("T = 1, spline group norm", {"t_span": [0.0, 1.0], "norm": "spline_group"}),
     "group": ("spline group norm", {"norm": "spline_group"}),
     "constant-norm": ("group norm shared by all times", {"norm": "group"}),
     "uniform": ("uniform knots, not clamped; group norm shared by all times", {"norm": "group", "knots": "uniform"}),
@@ -47,7 +48,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "residual": (
         "no ODE: 3 residual blocks a stage (piecewise constant, 3 steps of size 1)",
-        {"degree": 0, "num_steps": 3, "num_statistics": 3, "t_span": [0.0, 3.0]},
+        {"degree": 0, "num_steps": 3, "num_statistics": 3},
     ),
     "k0": ("degree 0", {"degree": 0}),
     "k2": ("degree 2", {"degree": 2}),
