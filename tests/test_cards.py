@@ -185,9 +185,9 @@ def test_held_out_best_adaptive_solver_and_gpu(root):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({}, "euler, 6 steps of 0.166667 in each of 3 stages, t from 0 to 1"),
+        ({}, "euler, 6 steps of 0.5 in each of 3 stages, t from 0 to 3"),
         ({"num_steps": (2, 3, 5), "t_span": (0.0, 3.0)}, "euler, 2, 3, 5 steps in its 3 stages, t from 0 to 3"),
-        ({"solver": "dopri5"}, "dopri5, rtol 0.001, atol 0.001 in each of 3 stages, t from 0 to 1"),
+        ({"solver": "dopri5"}, "dopri5, rtol 0.001, atol 0.001 in each of 3 stages, t from 0 to 3"),
     ],
 )
 def test_solvers_of_models_with_stages(options, text):

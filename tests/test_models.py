@@ -105,8 +105,8 @@ def test_features_and_intermediates(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_channels_last(name):
-    model = create(name)
-    x = image(model)
+    model = create(name).double()  # a batch of 2 makes batch norm's gradients ill-conditioned in float32
+    x = image(model).double()
     expected = model(x)
     expected.square().mean().backward()
     gradients = [p.grad.clone() for p in model.parameters()]
