@@ -64,8 +64,11 @@ def count_correct(
     std: tuple[float, ...],
     *,
     batch_size: int = 250,
+    mirror: bool = False,
 ) -> Score:
     """Classify all of `data`, on the device on which model and data lie. The model is left in evaluation mode.
+
+    With `mirror` by the mean of the logits of an image and its mirror image (test-time augmentation).
 
     Always in the precision of the weights, also for a model that was trained in bf16, so that a figure in a card is
     what `evaluate` measures again.
@@ -75,7 +78,8 @@ def count_correct(
     correct = torch.zeros((), dtype=torch.int64, device=device)
     with torch.no_grad():
         for images, labels in zoo_data.batches(data, batch_size, shuffle=False, drop_last=False):
-            logits = model(zoo_data.normalize(images, mean, std))
+            x = zoo_data.normalize(images, mean, std)
+            logits = model(x) + model(x.flip(3)) if mirror else model(x)
             correct += (logits.argmax(dim=1) == labels).sum()
     return Score(int(correct.item()), len(data))
 
@@ -136,6 +140,7 @@ def evaluate(
     data_dir: str | Path | None = None,
     device: str | torch.device | None = None,
     batch_size: int = 250,
+    mirror: bool = False,
 ) -> Evaluation:
     """Measure a published model's error anew.
 
@@ -144,15 +149,21 @@ def evaluate(
         data_dir: where datasets are kept.
         device: default CUDA where there is one, else the CPU.
         batch_size: images at a time.
+        mirror: the figure with test-time augmentation: logits averaged over an image and its mirror image.
 
     Raises:
         WeightsError: no such weights, or not those that were published.
         DataError: the dataset is missing or broken.
+        ValueError: a batch size below 1, or no figure with mirror images was published.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size = {batch_size} must be 1 or more")
     model, folder = load_published(name)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    if mirror and "mirrored" not in metrics:
+        raise ValueError(
+            f"{name}: its metrics.json has no figure with mirror images, for it was not trained on any: leave out --mirror"
+        )
     inputs = resolve_input_data_config(model=model)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     family = get_family(metrics.get("family", "categorical"))
@@ -178,10 +189,12 @@ def evaluate(
         data = with_outcomes(data, family)
     if not classes:
         return _evaluate_outcomes(model.to(device), data.to(device), inputs, metrics, batch_size)
-    measured = count_correct(model.to(device), data.to(device), inputs["mean"], inputs["std"], batch_size=batch_size)
-    last = metrics["last"]
+    measured = count_correct(
+        model.to(device), data.to(device), inputs["mean"], inputs["std"], batch_size=batch_size, mirror=mirror
+    )
+    score = metrics["mirrored" if mirror else "last"]
     return Evaluation(
-        f"{metrics['model']}.{metrics['tag']}", metrics["dataset"], Score(last["correct"], last["total"]), measured
+        f"{metrics['model']}.{metrics['tag']}", metrics["dataset"], Score(score["correct"], score["total"]), measured
     )
 
 

@@ -186,7 +186,7 @@ def _train(
             f"and drop_last leaves no batch: make batch_size smaller or drop_last false"
         )
 
-    def measure(data: Any) -> Score | OutcomeScore:
+    def measure(data: Any, mirror: bool = False) -> Score | OutcomeScore:
         """The published weights' score; each process classifies its share of the images (or scores all outcomes)."""
         measured = published
         if recipe.channels_last:  # as they are when loaded
@@ -194,7 +194,7 @@ def _train(
         if not classes:
             return score_outcomes(family, *predictors(measured, data.to(device), mean, std))
         share = data.subset(torch.arange(processes.rank, len(data), processes.size)).to(device)
-        own = torch.tensor(count_correct(measured, share, mean, std).correct, device=device)
+        own = torch.tensor(count_correct(measured, share, mean, std, mirror=mirror).correct, device=device)
         return Score(int(processes.total(own)[0]), len(data))
 
     penalty = SplinePenalty(model, **dataclasses.asdict(recipe.penalty)) if recipe.penalty else None
@@ -352,9 +352,12 @@ def _train(
         unseen = val_data if val_data is not None else train_data
         y, eta = predictors(published, unseen.to(device), mean, std)
         published.family = family.with_dispersion(family.estimate_dispersion(y, eta))  # type: ignore[assignment]
+    further = {}
+    if classes and (recipe.augment.flip or recipe.augment.alternating_flip):
+        further["mirrored"] = measure(test_data, mirror=True).to_dict()
     if processes.first:
         save_weights(out, published, recipe, train_data.classes)
-        write_metrics(out, published, recipe, last, best, why, run.seconds, run.sources, device)
+        write_metrics(out, published, recipe, last, best, why, run.seconds, run.sources, device, further)
     return TrainResult(out, True, run.step, run.seconds, last, best, run.history)
 
 

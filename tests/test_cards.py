@@ -142,6 +142,17 @@ def test_card_states_figures_and_provenance(root):
         assert what in text, what
 
 
+def test_the_figure_with_mirror_images_is_in_the_card(root):
+    assert "test-time" not in (root / "hub/gode_mnist_m4.modern/README.md").read_text()
+    out = publish(root, METRICS | {"mirrored": {"error": 11.0, "correct": 8900, "total": 10000}})
+    assert cards.main([], root) == 0
+    text = (out / "README.md").read_text()
+    assert "mean logits of image and mirror image | 11.00 % (1,100 wrong of 10,000) |" in text
+    assert "**12.34 % (1,234 wrong of 10,000)**" in text and "--mirror --check" in text
+    publish(root, METRICS | {"mirrored": {"error": 10.0, "correct": 8900, "total": 10000}})
+    assert cards.main([], root) != 0  # contradicts itself
+
+
 def test_card_has_the_metadata_that_the_hub_reads(root):
     data = ModelCard.load(root / "hub/gode_mnist_m4.modern/README.md").data
     assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "timm", "image-classification")

@@ -23,6 +23,29 @@ def test_count_correct_counts_every_image_once():
     assert score.error == pytest.approx(100 / 7, abs=1e-4)
 
 
+def test_mirror_averages_the_logits_of_both_images():
+    images = torch.tensor([[10, 0], [0, 20], [30, 40]], dtype=torch.uint8).view(3, 1, 1, 2)
+
+    class Left(nn.Module):
+        """Class 0 where the left pixel is brighter than 8 of 255; in the mean of both logits where both together are."""
+
+        def forward(self, x):
+            bright = x[:, 0, 0, 0] * 255 - 8
+            return torch.stack([bright, torch.zeros_like(bright)], 1)
+
+    data = ImageData(images, torch.zeros(3, dtype=torch.int64), ("bright", "dark"), "made")
+    assert count_correct(Left(), data, (0.0,), (1.0,)) == Score(2, 3)
+    assert count_correct(Left(), data, (0.0,), (1.0,), mirror=True) == Score(2, 3)  # 10 - 16 < 0 < 20 - 16
+    images[1, 0, 0, 1] = 12  # 12 - 16 < 0
+    assert count_correct(Left(), data, (0.0,), (1.0,), mirror=True) == Score(1, 3)
+    assert count_correct(Left(), data, (0.0,), (1.0,)) == Score(2, 3)
+
+
+def test_mirror_needs_a_published_figure():
+    with pytest.raises(ValueError, match="no figure with mirror images"):
+        evaluate("gode_mnist_m4", mirror=True)
+
+
 @pytest.mark.parametrize(
     ("correct", "total", "agrees"), [(9970, 10000, True), (9972, 10000, True), (9973, 10000, False), (997, 1000, False)]
 )

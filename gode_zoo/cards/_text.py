@@ -26,6 +26,8 @@ _SHOWN_CLASSES = 20
 
 _FAMILIES = {
     "gode": "Neural-GODE: one ODE block whose convolution kernels are B-splines of time",
+    "gode3": "Multi-stage Neural-GODE: three ODE blocks, at full, half and quarter resolution, whose convolution kernels are "
+    "B-splines of time",
     "odenet": "Neural-ODE: one ODE block with constant weights and time as one more channel",
     "resnet": "Residual network with the stem and head of the Neural-GODE models, for comparison",
     "stem": "The stem and head of the Neural-GODE models with nothing between, for comparison",
@@ -61,7 +63,8 @@ def card(entry: Entry) -> str:
 
 def _card(entry: Entry) -> str:
     metrics = entry.metrics
-    family = _FAMILIES.get(metrics["model"].partition("_")[0].rstrip("0123456789"), metrics["model"])
+    kind = metrics["model"].partition("_")[0]
+    family = _FAMILIES.get(kind) or _FAMILIES.get(kind.rstrip("0123456789"), metrics["model"])
     source = metrics.get("finetuned_from")  # there and null in a run of `finetune` that began with random weights
     how = f"Fine-tuned from `{_plain(source)}`" if source else "Trained"
     return f"""\
@@ -163,9 +166,15 @@ def _figures(entry: Entry) -> list[tuple[str, str]]:
         best = ("Deviance an outcome, best epoch", _best(entry.metrics))
         return [*_outcomes.figures(entry), best, ("Runs", _seeds(entry.metrics))]
     which = "Error of these weights" if "finetuned_from" in entry.metrics else "Error, last epoch: these weights"
+    mirrored = entry.metrics.get("mirrored")
     return [
         (which, f"**{_score(last)}**, epoch {last['epoch']}"),
         (f"Standard error of that, from the size of the {split} set", f"{entry.standard_error:.2f} points"),
+        *(
+            [("The same with test-time augmentation: mean logits of image and mirror image", _score(mirrored))]
+            if mirrored
+            else []
+        ),
         ("Error, best epoch", _best(entry.metrics)),
         ("Runs", _seeds(entry.metrics)),
     ]
@@ -340,7 +349,8 @@ def _use(entry: Entry) -> str:
     else:
         name, where = "hf-hub:ORG/NAME", "with the name of this repository for ORG/NAME"
     measured = (
-        f"Measure the figure above again, and fail where it differs: `gode-zoo evaluate {name} --check`."
+        f"Measure the figure above again, and fail where it differs: `gode-zoo evaluate {name} --check`"
+        f"{', or `--mirror --check` for the one with test-time augmentation' if 'mirrored' in entry.metrics else ''}."
         if entry.metrics["split"] == "test"
         else f"`gode-zoo download {name.removeprefix('hf-hub:')} --to FOLDER` fetches it and checks its SHA-256."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -119,6 +120,9 @@ def evaluate(
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every model that has weights.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 where an error is not the one reported.")] = False,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="With test-time augmentation: mean logits of image and mirror image.")
+    ] = False,
     data_dir: DataDir = None,
     device: Device = None,
     as_json: Json = False,
@@ -130,10 +134,15 @@ def evaluate(
 
     if bool(model) == every:
         raise ValueError("give the models to evaluate, or --all (one of the two)")
-    names = [f"{arch}.{tag}" for arch, tag, _ in list_weights()] if every else (model or [])
+    names = model or []
+    if every:  # with --mirror those that have such a figure
+        bundled = [
+            (f"{arch}.{tag}", json.loads((folder / "metrics.json").read_text())) for arch, tag, folder in list_weights()
+        ]
+        names = [name for name, metrics in bundled if not mirror or "mirrored" in metrics]
     if not names:
         raise ValueError("no weights are bundled: nothing to evaluate")
-    results = [measure(name, data_dir=data_dir, device=device) for name in names]
+    results = [measure(name, data_dir=data_dir, device=device, mirror=mirror) for name in names]
     if as_json:
         print_json([dataclasses.asdict(r) | {"agrees": r.agrees} for r in results])
     else:
