@@ -162,7 +162,7 @@ def evaluate(
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     if mirror and "mirrored" not in metrics:
         raise ValueError(
-            f"{name}: its metrics.json has no figure with mirror images, for it was not trained on any: leave out --mirror"
+            f"{name}: its metrics.json has no figure with mirror images, as runs with flips have one: leave out --mirror"
         )
     inputs = resolve_input_data_config(model=model)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

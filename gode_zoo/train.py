@@ -352,7 +352,7 @@ def _train(
         unseen = val_data if val_data is not None else train_data
         y, eta = predictors(published, unseen.to(device), mean, std)
         published.family = family.with_dispersion(family.estimate_dispersion(y, eta))  # type: ignore[assignment]
-    further = {}
+    further = {}  # for the card: the headline is without test-time augmentation
     if classes and (recipe.augment.flip or recipe.augment.alternating_flip):
         further["mirrored"] = measure(test_data, mirror=True).to_dict()
     if processes.first:

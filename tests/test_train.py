@@ -91,6 +91,19 @@ def test_metrics_tell_what_the_published_weights_do(recipe, digits, tmp_path):
     assert metrics["num_seeds"] == 1 and metrics["parameters"] == sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.parametrize("flip", ["flip", "alternating_flip", None])
+def test_a_run_with_flips_is_also_measured_with_mirror_images(recipe, digits, tmp_path, flip):
+    off = dataclasses.replace(recipe.augment, flip=False, alternating_flip=False)
+    augment = dataclasses.replace(off, **{flip: True}) if flip else off
+    train(dataclasses.replace(recipe, augment=augment), tmp_path / "run", progress=False)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert ("mirrored" in metrics) == bool(flip)
+    if flip:
+        model = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True)
+        data = load_dataset(str(digits), "test", cache=False)
+        assert metrics["mirrored"] == count_correct(model, data, (0.0,), (1.0,), mirror=True).to_dict()
+
+
 def test_held_out_images_choose_the_best_epoch(recipe, tmp_path):
     recipe = dataclasses.replace(recipe, holdout=0.25, log_test=False)
     result = train(recipe, tmp_path / "run", progress=False)

@@ -116,8 +116,8 @@ def read_entry(folder: Path, *, bundled: bool = False) -> Entry:
                     f"{folder / file}: sha256 is {actual[key]}, but metrics.json is about {metrics[key]}: its figures "
                     "are not those of this file; restore one of the two"
                 )
-        for which in ("last", "best", "mirrored"):
-            score = metrics.get(which) if which == "mirrored" else metrics[which]
+        scores = {"last": metrics["last"], "best": metrics["best"], "mirrored": metrics.get("mirrored")}
+        for which, score in scores.items():
             if score and "total" in score and entry.has_outcomes:
                 mean = score["deviance"] / score["total"]
                 if not math.isclose(score["error"], mean, rel_tol=1e-6, abs_tol=1e-9):

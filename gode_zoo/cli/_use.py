@@ -135,11 +135,12 @@ def evaluate(
     if bool(model) == every:
         raise ValueError("give the models to evaluate, or --all (one of the two)")
     names = model or []
-    if every:  # with --mirror those that have such a figure
-        bundled = [
-            (f"{arch}.{tag}", json.loads((folder / "metrics.json").read_text())) for arch, tag, folder in list_weights()
+    if every:
+        names = [
+            f"{arch}.{tag}"
+            for arch, tag, folder in list_weights()
+            if not mirror or "mirrored" in json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         ]
-        names = [name for name, metrics in bundled if not mirror or "mirrored" in metrics]
     if not names:
         raise ValueError("no weights are bundled: nothing to evaluate")
     results = [measure(name, data_dir=data_dir, device=device, mirror=mirror) for name in names]
