@@ -49,6 +49,12 @@ class RunState:
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self.seen = torch.zeros((), dtype=torch.int64, device=device)
 
+    def start_epoch(self) -> None:
+        """Set the sums to nought, and note where the epoch's order is drawn from."""
+        self.order_at_epoch_start = self.order.get_state()
+        for total in (self.loss_sum, self.correct, self.seen):
+            total.zero_()
+
     def state(self, recipe: Recipe, steps_per_epoch: int) -> dict[str, Any]:
         """Tensors, dicts, lists and scalars only, so that it loads with `weights_only=True`."""
         return {

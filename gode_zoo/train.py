@@ -135,8 +135,7 @@ def _train(
     checkpoint_every_s: float,
     progress: bool,
 ) -> TrainResult:
-    checkpoint_path, device = out / "checkpoint.pt", processes.device
-    saved = read_checkpoint(checkpoint_path, recipe) if resume else None
+    saved = read_checkpoint(out / "checkpoint.pt", recipe) if resume else None
     if not resume and processes.first:
         refuse_used_folder(out)
     if recipe.batch_size % processes.size:
@@ -144,221 +143,306 @@ def _train(
             f"recipe {recipe.name}: {processes.size} processes cannot share batch_size = {recipe.batch_size} evenly: start "
             "as many as divide it"
         )
-    started = time.monotonic()
+    job = _TrainingJob(recipe, out, processes, data_dir)
+    job.begin(saved)
+    finished = job.run_epochs(max_steps, checkpoint_every_s, progress)
+    last, best = job.publish() if finished else (None, None)
+    return TrainResult(out, finished, job.run.step, job.run.seconds, last, best, job.run.history)
 
-    # Model. Seeded first, so that the same recipe gives the same initial weights.
-    torch.manual_seed(recipe.seed)
-    family = get_family(recipe.family)
-    classes = isinstance(family, Categorical)
-    family_args = {} if classes else {"family": recipe.family}
-    model = timm.create_model(recipe.model, pretrained=False, **recipe.model_args, **family_args).to(device)
-    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    model = model.to(memory_format=layout)
-    inputs = resolve_input_data_config(model)  # of its pretrained_cfg, for the channels that it has
-    mean, std = inputs["mean"], inputs["std"]
 
-    # Data, as uint8 on the device.
-    def load(split: str) -> Any:
-        data = zoo_data.load_dataset(
-            recipe.dataset,
-            split=split,
-            data_dir=data_dir,
-            input_size=tuple(inputs["input_size"]),
-            num_classes=model.num_classes if classes else None,  # type: ignore[arg-type]
+class _TrainingJob:
+    """One recipe in training: its data, model and optimiser, and what is done with them.
+
+    Attributes:
+        model: that is trained.
+        published: that is measured and saved: the moving average where the recipe has one, else the model.
+        run: what changes, as it goes into a checkpoint.
+    """
+
+    def __init__(self, recipe: Recipe, out: Path, processes: World, data_dir: str | Path | None) -> None:
+        self.recipe, self.out, self.processes, self.device = recipe, out, processes, processes.device
+        self.checkpoint_path, self.started, self.seconds_before = out / "checkpoint.pt", time.monotonic(), 0.0
+
+        # Model. Seeded first, so that the same recipe gives the same initial weights.
+        torch.manual_seed(recipe.seed)
+        self.family = get_family(recipe.family)
+        self.classes = isinstance(self.family, Categorical)
+        family_args = {} if self.classes else {"family": recipe.family}
+        self.layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        self.model: Any = timm.create_model(recipe.model, pretrained=False, **recipe.model_args, **family_args)
+        self.model = self.model.to(self.device).to(memory_format=self.layout)
+
+        self._load_data(data_dir)
+        self.penalty = SplinePenalty(self.model, **dataclasses.asdict(recipe.penalty)) if recipe.penalty else None
+        if recipe.refine:  # tried beforehand: one that cannot be done would stop the run in its middle
+            trial = copy.deepcopy(self.model)
+            for refinement in recipe.refine:
+                _refine(trial, refinement)
+
+        # Optimiser, schedule, moving average; two generators, one for the order of the data and one for augmentation.
+        optimizer = make_optimizer(self.model, recipe.optimizer)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate(recipe, step, self.steps_per_epoch) / recipe.optimizer.lr
         )
-        return with_outcomes(data, family)
+        ema = ModelEmaV3(self.model, decay=recipe.ema_decay) if recipe.ema_decay else None
+        self.published: Any = ema.module if ema else self.model
+        order = torch.Generator(self.device).manual_seed(recipe.seed)
+        augment = torch.Generator(self.device).manual_seed(
+            recipe.seed + 2**32
+        )  # a stream that no other seed's order has
+        self.run = RunState(self.model, optimizer, schedule, ema, order, augment, self.device)
 
-    train_data, test_data, val_data = load("train"), load("test"), None
-    if recipe.holdout:
-        train_data, val_data = zoo_data.holdout(train_data, recipe.holdout, recipe.seed)
-    train_data = train_data.to(device)
-    if train_data.classes != test_data.classes:
-        raise zoo_data.DataError(
-            f"{train_data.source} has classes {', '.join(train_data.classes)}, {test_data.source} has "
-            f"{', '.join(test_data.classes)}: both must have the same class folders"
-        )
-    steps_per_epoch = (
-        len(train_data) // recipe.batch_size if recipe.drop_last else -(-len(train_data) // recipe.batch_size)
-    )
-    if steps_per_epoch < 1:
-        raise ValueError(
-            f"recipe {recipe.name}: batch_size = {recipe.batch_size} is more than the {len(train_data)} training images "
-            f"and drop_last leaves no batch: make batch_size smaller or drop_last false"
+    def _load_data(self, data_dir: str | Path | None) -> None:
+        """The splits, those for training as uint8 on the device."""
+        recipe = self.recipe
+        inputs = resolve_input_data_config(self.model)  # of its pretrained_cfg, for the channels that it has
+        self.mean, self.std = inputs["mean"], inputs["std"]
+
+        def load(split: str) -> Any:
+            data = zoo_data.load_dataset(
+                recipe.dataset,
+                split=split,
+                data_dir=data_dir,
+                input_size=tuple(inputs["input_size"]),
+                num_classes=self.model.num_classes if self.classes else None,
+            )
+            return with_outcomes(data, self.family)
+
+        train_data, self.test_data, self.val_data = load("train"), load("test"), None
+        if recipe.holdout:
+            train_data, self.val_data = zoo_data.holdout(train_data, recipe.holdout, recipe.seed)
+        self.train_data = train_data.to(self.device)
+        if self.train_data.classes != self.test_data.classes:
+            raise zoo_data.DataError(
+                f"{self.train_data.source} has classes {', '.join(self.train_data.classes)}, {self.test_data.source} has "
+                f"{', '.join(self.test_data.classes)}: both must have the same class folders"
+            )
+        images = len(self.train_data)
+        self.steps_per_epoch = images // recipe.batch_size if recipe.drop_last else -(-images // recipe.batch_size)
+        if self.steps_per_epoch < 1:
+            raise ValueError(
+                f"recipe {recipe.name}: batch_size = {recipe.batch_size} is more than the {images} training images "
+                f"and drop_last leaves no batch: make batch_size smaller or drop_last false"
+            )
+
+    def begin(self, saved: dict[str, Any] | None) -> None:
+        """Take up a checkpoint, as read by `read_checkpoint`, or start the folder of a new run."""
+        if saved is not None:
+            for epoch in range(saved["epoch"]):
+                self._refine_after(epoch + 1)
+            self.run.restore(saved, self.steps_per_epoch, self.checkpoint_path)
+            if self.processes.first:
+                remove_leftovers(self.out)
+                write_log(self.out / "train_log.csv", self.run.history)  # without the rows after the checkpoint
+        elif self.processes.first:
+            self.out.mkdir(parents=True, exist_ok=True)
+            atomic_write(self.out / "recipe.yaml", lambda file: file.write(self.recipe.to_yaml().encode()))
+            save_initial_kernels(self.out, self.model)
+        self.seconds_before = self.run.seconds
+
+    def run_epochs(self, max_steps: int | None, checkpoint_every_s: float, progress: bool) -> bool:
+        """Train to the end of the recipe, with a checkpoint after each epoch; False where `max_steps` came before.
+
+        Raises:
+            NonFiniteLossError, TrainingInterrupted: see `train`.
+        """
+        recipe, run, processes = self.recipe, self.run, self.processes
+        last_save, first_step = time.monotonic(), run.step
+        forward, stopping = self._wrapped(), False
+        with stop_signals() as stop, display(progress, recipe, self.steps_per_epoch, run.step) as show:
+            for epoch in range(run.epoch, recipe.epochs):
+                if run.batch == 0:  # not in the middle of an epoch
+                    run.start_epoch()
+                self.model.train()
+                epoch_started, epoch_from = time.monotonic(), run.step
+                lr = learning_rate(recipe, max(run.step - 1, 0), self.steps_per_epoch)  # where no batch is left
+                for images, labels in self._batches(epoch):
+                    lr = self._update(forward, images, labels)
+
+                    # Sums stay on the device; the host looks at them every so often. On a CPU a look costs nothing.
+                    looking = run.step % _SHOW_EVERY == 0 or run.batch == self.steps_per_epoch
+                    if self.device.type == "cpu" or looking:
+                        refuse_non_finite_loss(run, self.checkpoint_path)
+                        stopping = processes.any(bool(stop))  # all stop after the same step
+                    if looking:
+                        show(run)
+
+                    reached_max = max_steps is not None and run.step - first_step >= max_steps
+                    if stopping or reached_max or time.monotonic() - last_save > checkpoint_every_s:
+                        self._save()
+                        last_save = time.monotonic()
+                    if stopping:
+                        raise TrainingInterrupted(
+                            f"stopped by {_by(stop)} at epoch {epoch + 1}, step {run.step}; saved {self.checkpoint_path}"
+                        )
+                    if reached_max and run.step < recipe.epochs * self.steps_per_epoch:
+                        return False
+
+                step_seconds = (time.monotonic() - epoch_started) / max(run.step - epoch_from, 1)
+                run.history.append(self._log_row(epoch + 1, lr, step_seconds))
+                run.epoch, run.batch = epoch + 1, 0
+                if self._refine_after(epoch + 1):
+                    forward = self._wrapped()
+                self._save()  # before the log, which a resumed run writes again from the checkpoint
+                last_save = time.monotonic()
+                if processes.first:
+                    row = run.history[-1]
+                    write_log(self.out / "train_log.csv", run.history)
+                    _logger.info("%s", "  ".join(f"{key} {row[key]:.6g}" for key in LOG_COLUMNS if key in row))
+                if epoch + 1 < recipe.epochs and processes.any(bool(stop)):
+                    raise TrainingInterrupted(
+                        f"stopped by {_by(stop)} after epoch {epoch + 1}; saved {self.checkpoint_path}"
+                    )
+        return True
+
+    def publish(self) -> tuple[Score | OutcomeScore, dict[str, Any] | None]:
+        """Save the weights of the last epoch with their metrics; returns their score and what the best epoch was."""
+        history, family = self.run.history, self.family
+        last = (Score if self.classes else OutcomeScore).from_row(history[-1], "test")
+        best, why = best_epoch(history)
+        if not family.discrete:  # of counts the dispersion shapes the likelihood, and stays as the recipe gives it
+            unseen = self.val_data if self.val_data is not None else self.train_data
+            y, eta = predictors(self.published, unseen.to(self.device), self.mean, self.std)
+            self.published.family = family.with_dispersion(family.estimate_dispersion(y, eta))
+        further = {}  # for the card: the headline is without test-time augmentation
+        if self.classes and (self.recipe.augment.flip or self.recipe.augment.alternating_flip):
+            further["mirrored"] = self._measure(self.test_data, mirror=True).to_dict()
+        if self.processes.first:
+            save_weights(self.out, self.published, self.recipe, self.train_data.classes)
+            write_metrics(
+                self.out,
+                self.published,
+                self.recipe,
+                last,
+                best,
+                why,
+                self.run.seconds,
+                self.run.sources,
+                self.device,
+                further,
+            )
+        return last, best
+
+    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The epoch's batches that are still to do; none where it was stopped after its last."""
+        recipe, data = self.recipe, self.train_data
+        if self.run.batch == self.steps_per_epoch:
+            return iter(())
+        mirrored = None
+        if recipe.augment.alternating_flip:
+            mirrored = mirrored_in_epoch(len(data), epoch, recipe.seed, data.images.device)
+        return iter(
+            zoo_data.batches(
+                data,
+                recipe.batch_size,
+                shuffle=True,
+                drop_last=recipe.drop_last,
+                generator=self.run.order,
+                start=self.run.batch,
+                mirrored=mirrored,
+            )
         )
 
-    def measure(data: Any, mirror: bool = False) -> Score | OutcomeScore:
+    def _update(self, forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> float:
+        """One step of the optimiser on a batch, of which each process takes its share; returns its learning rate."""
+        recipe, run, processes = self.recipe, self.run, self.processes
+        x, own_labels, targets = self._augmented(images, labels)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.amp == "bf16"):
+            logits = forward(x)
+        if self.classes:
+            loss = F.cross_entropy(logits.float(), targets, label_smoothing=recipe.label_smoothing)
+        else:
+            loss = self.family.nll(own_labels, logits)
+        loss = loss if self.penalty is None else loss + self.penalty()
+
+        run.optimizer.zero_grad(set_to_none=True)
+        # The mean over the global batch: gradients are averaged over shares, which may differ in the last batch.
+        (loss * (len(own_labels) * processes.size / len(labels))).backward()
+        run.optimizer.step()
+        lr: float = run.optimizer.param_groups[0]["lr"]
+        run.schedule.step()
+        run.step += 1
+        run.batch += 1
+        if run.ema:
+            run.ema.update(self.model, step=run.step)
+
+        right = (logits.detach().argmax(dim=1) == own_labels).sum()
+        loss_here, right = processes.total(loss.detach().double() * len(own_labels), right)
+        run.loss_sum += loss_here
+        run.correct += right
+        run.seen += len(labels)
+        return lr
+
+    def _augmented(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of this process's share of a batch: normalised images, labels, and targets, which mixup makes of these."""
+        settings, generator = self.recipe.augment, self.run.augment
+        if settings.crop_padding:
+            images = random_crop(images, settings.crop_padding, generator=generator)
+        if settings.flip:
+            images = random_flip(images, generator=generator)
+        images, labels = self.processes.share(images, labels)
+        x = zoo_data.normalize(images, self.mean, self.std).to(memory_format=self.layout)
+        if settings.cutout:
+            x = random_cutout(x, settings.cutout, generator=generator)
+        if not settings.mixup:
+            return x, labels, labels
+        weight = mixing_weight(settings.mixup, self.recipe.seed, self.run.step)
+        one_hot = torch.eye(self.model.num_classes, device=self.device)[labels]
+        return mix(x, weight), labels, mix(one_hot, weight)
+
+    def _log_row(self, epoch: int, lr: float, step_seconds: float) -> dict[str, Any]:
+        """The log's row of an epoch just done, with the errors of its weights."""
+        run, row = self.run, {"epoch": epoch, "step": self.run.step, "lr": lr}
+        row["train_loss"] = (run.loss_sum / run.seen).item()
+        if self.classes:
+            row["train_acc"] = 100.0 * (run.correct / run.seen).item()
+        row["step_seconds"] = step_seconds
+        if self.val_data is not None:
+            row["val_error"] = self._measure(self.val_data).error
+        if self.recipe.log_test or epoch == self.recipe.epochs:
+            row |= self._measure(self.test_data).row("test")
+        row["seconds"] = round(self._seconds(), 1)
+        return row
+
+    def _measure(self, data: Any, mirror: bool = False) -> Score | OutcomeScore:
         """The published weights' score; each process classifies its share of the images (or scores all outcomes)."""
-        measured = published
-        if recipe.channels_last:  # as they are when loaded
-            measured = copy.deepcopy(published).to(memory_format=torch.contiguous_format)
-        if not classes:
-            return score_outcomes(family, *predictors(measured, data.to(device), mean, std))
-        share = data.subset(torch.arange(processes.rank, len(data), processes.size)).to(device)
-        own = torch.tensor(count_correct(measured, share, mean, std, mirror=mirror).correct, device=device)
-        return Score(int(processes.total(own)[0]), len(data))
+        measured, processes = self.published, self.processes
+        if self.recipe.channels_last:  # as they are when loaded
+            measured = copy.deepcopy(measured).to(memory_format=torch.contiguous_format)
+        if not self.classes:
+            return score_outcomes(self.family, *predictors(measured, data.to(self.device), self.mean, self.std))
+        share = data.subset(torch.arange(processes.rank, len(data), processes.size)).to(self.device)
+        correct = count_correct(measured, share, self.mean, self.std, mirror=mirror).correct
+        return Score(int(processes.total(torch.tensor(correct, device=self.device))[0]), len(data))
 
-    penalty = SplinePenalty(model, **dataclasses.asdict(recipe.penalty)) if recipe.penalty else None
-    if recipe.refine:  # tried beforehand: one that cannot be done would stop the run in its middle
-        trial = copy.deepcopy(model)
-        for refinement in recipe.refine:
-            _refine(trial, refinement)
-
-    # Optimiser, schedule, moving average; two generators, one for the order of the data and one for augmentation.
-    optimizer = make_optimizer(model, recipe.optimizer)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate(recipe, step, steps_per_epoch) / recipe.optimizer.lr
-    )
-    ema = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
-    published = ema.module if ema else model
-    order = torch.Generator(device).manual_seed(recipe.seed)
-    augment = torch.Generator(device).manual_seed(recipe.seed + 2**32)  # a stream that no other seed's order has
-    run = RunState(model, optimizer, schedule, ema, order, augment, device)
-
-    def refine_after(epoch: int) -> bool:
+    def _refine_after(self, epoch: int) -> bool:
         """Whether the model is another now."""
-        due = [refinement for refinement in recipe.refine if refinement.epoch == epoch]
+        due = [refinement for refinement in self.recipe.refine if refinement.epoch == epoch]
         for refinement in due:
-            _refine(model, refinement, optimizer)
-            if ema:
-                _refine(ema.module, refinement)
+            _refine(self.model, refinement, self.run.optimizer)
+            if self.run.ema:
+                _refine(self.run.ema.module, refinement)
         return bool(due)
 
-    def wrapped() -> Callable[[Tensor], Tensor]:
+    def _wrapped(self) -> Callable[[Tensor], Tensor]:
         """The model as it is trained: shared by the processes, compiled where the recipe says so and there is a GPU."""
-        shared = DistributedDataParallel(model) if processes.size > 1 else model
-        if not recipe.compile or device.type == "cpu":  # there it gains nothing: docs/benchmark.md
-            return shared
-        graphs = processes.size == 1
+        shared = DistributedDataParallel(self.model) if self.processes.size > 1 else self.model
+        if not self.recipe.compile or self.device.type == "cpu":  # there it gains nothing: docs/benchmark.md
+            return shared  # type: ignore[no-any-return]
+        graphs = self.processes.size == 1
         return torch.compile(shared, dynamic=False, mode="reduce-overhead" if graphs else None)  # that is CUDA graphs
 
-    if saved is not None:
-        for epoch in range(saved["epoch"]):
-            refine_after(epoch + 1)
-        run.restore(saved, steps_per_epoch, checkpoint_path)
-    elif processes.first:
-        out.mkdir(parents=True, exist_ok=True)
-        atomic_write(out / "recipe.yaml", lambda file: file.write(recipe.to_yaml().encode()))
-        save_initial_kernels(out, model)
+    def _seconds(self) -> float:
+        """Of this run so far, with those before it was resumed."""
+        return self.seconds_before + time.monotonic() - self.started
 
-    def save() -> None:
-        run.seconds = seconds_before + time.monotonic() - started
-        if not processes.first:
+    def _save(self) -> None:
+        self.run.seconds = self._seconds()
+        if not self.processes.first:
             return
-        state = run.state(recipe, steps_per_epoch)
-        refuse_non_finite_weights(state["model"], run.step)
-        atomic_write(checkpoint_path, lambda file: file.write(torch_bytes(state)))
-
-    if resume and processes.first:
-        remove_leftovers(out)
-        write_log(out / "train_log.csv", run.history)  # without the rows after the checkpoint
-    seconds_before, last_save, first_step = run.seconds, time.monotonic(), run.step
-    forward = wrapped()
-    bf16, stopping = recipe.amp == "bf16", False
-
-    with stop_signals() as stop, display(progress, recipe, steps_per_epoch, run.step) as show:
-        for epoch in range(run.epoch, recipe.epochs):
-            if run.batch == 0:  # not in the middle of an epoch
-                run.order_at_epoch_start = order.get_state()
-                run.loss_sum.zero_(), run.correct.zero_(), run.seen.zero_()
-            model.train()
-            epoch_started, epoch_from = time.monotonic(), run.step
-            for images, labels in _batches(train_data, recipe, order, epoch, run.batch, steps_per_epoch):
-                if recipe.augment.crop_padding:
-                    images = random_crop(images, recipe.augment.crop_padding, generator=augment)
-                if recipe.augment.flip:
-                    images = random_flip(images, generator=augment)
-                images, own_labels = processes.share(images, labels)
-                x = zoo_data.normalize(images, mean, std).to(memory_format=layout)
-                targets = own_labels
-                if recipe.augment.cutout:
-                    x = random_cutout(x, recipe.augment.cutout, generator=augment)
-                if recipe.augment.mixup:
-                    weight = mixing_weight(recipe.augment.mixup, recipe.seed, run.step)
-                    x, targets = mix(x, weight), mix(torch.eye(model.num_classes, device=device)[own_labels], weight)  # type: ignore[call-overload]
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    logits = forward(x)
-                if classes:
-                    loss = F.cross_entropy(logits.float(), targets, label_smoothing=recipe.label_smoothing)
-                else:
-                    loss = family.nll(own_labels, logits)
-                loss = loss if penalty is None else loss + penalty()
-
-                optimizer.zero_grad(set_to_none=True)
-                # The mean over the global batch: gradients are averaged over shares, which may differ in the last batch.
-                (loss * (len(own_labels) * processes.size / len(labels))).backward()
-                optimizer.step()
-                lr = optimizer.param_groups[0]["lr"]  # of the step just made
-                schedule.step()
-                run.step += 1
-                run.batch += 1
-                if ema:
-                    ema.update(model, step=run.step)
-
-                # Sums stay on the device; the host looks at them every so often. On a CPU a look costs nothing.
-                right = (logits.detach().argmax(dim=1) == own_labels).sum()
-                loss_here, right = processes.total(loss.detach().double() * len(own_labels), right)
-                run.loss_sum += loss_here
-                run.correct += right
-                run.seen += len(labels)
-                looking = run.step % _SHOW_EVERY == 0 or run.batch == steps_per_epoch
-                if device.type == "cpu" or looking:
-                    refuse_non_finite_loss(run, checkpoint_path)
-                    stopping = processes.any(bool(stop))  # all stop after the same step
-                if looking:
-                    show(run)
-
-                reached_max = max_steps is not None and run.step - first_step >= max_steps
-                if stopping or reached_max or time.monotonic() - last_save > checkpoint_every_s:
-                    save()
-                    last_save = time.monotonic()
-                if stopping:
-                    raise TrainingInterrupted(
-                        f"stopped by {_by(stop)} at epoch {epoch + 1}, step {run.step}; saved {checkpoint_path}"
-                    )
-                if reached_max and run.step < recipe.epochs * steps_per_epoch:
-                    return TrainResult(out, False, run.step, run.seconds, None, None, run.history)
-
-            # End of the epoch: errors, one row of the log, a checkpoint.
-            steps_made = max(run.step - epoch_from, 1)
-            row: dict[str, Any] = {
-                "epoch": epoch + 1,
-                "step": run.step,
-                "lr": lr if run.step > first_step else learning_rate(recipe, run.step - 1, steps_per_epoch),
-                "train_loss": (run.loss_sum / run.seen).item(),
-                **({"train_acc": 100.0 * (run.correct / run.seen).item()} if classes else {}),
-                "step_seconds": (time.monotonic() - epoch_started) / steps_made,
-            }
-            if val_data is not None:
-                row["val_error"] = measure(val_data).error
-            if recipe.log_test or epoch + 1 == recipe.epochs:
-                row |= measure(test_data).row("test")
-            row["seconds"] = round(seconds_before + time.monotonic() - started, 1)
-            run.history.append(row)
-            run.epoch, run.batch = epoch + 1, 0
-            if refine_after(epoch + 1):
-                forward = wrapped()
-            save()  # before the log, which a resumed run writes again from the checkpoint
-            last_save = time.monotonic()
-            if processes.first:
-                write_log(out / "train_log.csv", run.history)
-                _logger.info("%s", "  ".join(f"{key} {row[key]:.6g}" for key in LOG_COLUMNS if key in row))
-            if epoch + 1 < recipe.epochs and processes.any(bool(stop)):
-                raise TrainingInterrupted(f"stopped by {_by(stop)} after epoch {epoch + 1}; saved {checkpoint_path}")
-
-    final = run.history[-1]
-    last = (Score if classes else OutcomeScore).from_row(final, "test")
-    best, why = best_epoch(run.history)
-    if not family.discrete:  # of counts the dispersion shapes the likelihood, and stays as the recipe gives it
-        unseen = val_data if val_data is not None else train_data
-        y, eta = predictors(published, unseen.to(device), mean, std)
-        published.family = family.with_dispersion(family.estimate_dispersion(y, eta))  # type: ignore[assignment]
-    further = {}  # for the card: the headline is without test-time augmentation
-    if classes and (recipe.augment.flip or recipe.augment.alternating_flip):
-        further["mirrored"] = measure(test_data, mirror=True).to_dict()
-    if processes.first:
-        save_weights(out, published, recipe, train_data.classes)
-        write_metrics(out, published, recipe, last, best, why, run.seconds, run.sources, device, further)
-    return TrainResult(out, True, run.step, run.seconds, last, best, run.history)
+        state = self.run.state(self.recipe, self.steps_per_epoch)
+        refuse_non_finite_weights(state["model"], self.run.step)
+        atomic_write(self.checkpoint_path, lambda file: file.write(torch_bytes(state)))
 
 
 def _by(stop: list[str]) -> str:
@@ -370,28 +454,6 @@ def _refine(model: torch.nn.Module, refinement: Refinement, optimizer: torch.opt
         refine_(model, refinement.num_basis, optimizer)
     if refinement.num_steps is not None:
         regrid_(model, refinement.num_steps)
-
-
-def _batches(
-    train_data: Any, recipe: Recipe, order: torch.Generator, epoch: int, start: int, steps_per_epoch: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The epoch's batches from batch `start` on; none where the epoch was stopped after its last."""
-    if start == steps_per_epoch:
-        return iter(())
-    mirrored = None
-    if recipe.augment.alternating_flip:
-        mirrored = mirrored_in_epoch(len(train_data), epoch, recipe.seed, train_data.images.device)
-    return iter(
-        zoo_data.batches(
-            train_data,
-            recipe.batch_size,
-            shuffle=True,
-            drop_last=recipe.drop_last,
-            generator=order,
-            start=start,
-            mirrored=mirrored,
-        )
-    )
 
 
 if __name__ == "__main__":  # as torchrun starts it: the same as `gode-zoo train`, where process 0 speaks for all

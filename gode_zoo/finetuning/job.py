@@ -231,8 +231,7 @@ class FinetuneJob:
                 stack.callback(board.close)
             while run.epoch < recipe.epochs and not _is_patience_over(run.history, recipe.patience):
                 if run.batch == 0:  # not in the middle of an epoch
-                    run.order_at_epoch_start = order.get_state()
-                    run.loss_sum.zero_(), run.correct.zero_(), run.seen.zero_()
+                    run.start_epoch()
                 model.train()
                 # Stopped after an epoch's last batch, its order is not drawn again.
                 rest = (
