@@ -254,7 +254,7 @@ def write_metrics(
         last: score of the published weights on the test set.
         best: from `best_epoch`, as `why_no_best`.
         seconds: wall-clock time of the training, over all its resumptions.
-        sources: the commits that trained it, each ``{"from_step": …, "git": …}``.
+        sources: what trained it, each ``{"from_step": …, "git": …, "hardware": …}``, a new one where either changed.
         changes: further keys, and values in place of those here, for a run that was not training from a recipe.
     """
     metrics: dict[str, Any] = {
@@ -277,7 +277,7 @@ def write_metrics(
         "recipe_sha256": recipe_sha256(recipe),
         "git": sources[0]["git"],
         "resumed_with": sources[1:],
-        "hardware": hardware(device),
+        "hardware": sources[0].get("hardware") or hardware(device),  # older checkpoints do not say
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

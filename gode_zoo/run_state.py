@@ -11,7 +11,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from .recipes import Recipe
-from .run_folder import CHECKPOINT_FORMAT, CheckpointError, recipe_sha256, source_revision
+from .run_folder import CHECKPOINT_FORMAT, CheckpointError, hardware, recipe_sha256, source_revision
 
 __all__ = ["NonFiniteLossError", "RunState", "refuse_non_finite_loss", "refuse_non_finite_weights"]
 
@@ -40,9 +40,8 @@ class RunState:
         self.batch = 0  # batches of the present epoch done
         self.step = 0  # updates done
         self.seconds = 0.0
-        self.sources: list[dict[str, Any]] = [
-            {"from_step": 0, "git": source_revision()}
-        ]  # the code that made it; a resumed run may have several
+        # the code and the machine that made it; a resumed run may have several
+        self.sources: list[dict[str, Any]] = [{"from_step": 0, "git": source_revision(), "hardware": hardware(device)}]
         self.history: list[dict[str, Any]] = []
         # sums over the present epoch, () on the device
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
@@ -105,10 +104,9 @@ class RunState:
             raise CheckpointError(f"{path}: does not fit the model as it is now: {error}") from error
         self.epoch, self.batch, self.step = state["epoch"], state["batch"], state["step"]
         self.seconds, self.history = state["seconds"], state["history"]
-        now = self.sources[-1]["git"]  # of the code that goes on
-        self.sources = state["sources"]
-        if self.sources[-1]["git"] != now:
-            self.sources.append({"from_step": self.step, "git": now})
+        now, self.sources = self.sources[-1], state["sources"]
+        if any(self.sources[-1].get(key) != now[key] for key in ("git", "hardware")):
+            self.sources.append(now | {"from_step": self.step})
         for own, read in zip((self.loss_sum, self.correct, self.seen), state["sums"], strict=True):
             own.copy_(read)
         rng = state["rng"]

@@ -39,7 +39,14 @@ METRICS = {  # of no real model
     "sha256": hashlib.sha256(b"weights").hexdigest(),
     "recipe_sha256": hashlib.sha256(RECIPE.encode()).hexdigest(),
     "git": {"commit": "c0ffee", "dirty": True},
-    "resumed_with": [{"from_step": 901, "git": {"commit": "decaf", "dirty": False}}],
+    "resumed_with": [
+        {"from_step": 901, "git": {"commit": "decaf", "dirty": False}},
+        {
+            "from_step": 950,
+            "git": {"commit": "decaf", "dirty": False},
+            "hardware": {"device": "Other CPU", "cpu": "Other CPU", "cores": 4, "threads": 1},
+        },
+    ],
     "hardware": {"device": "Some CPU", "cpu": "Some CPU", "cores": 2, "threads": 2},
     "versions": {"python": "3.11.7", "torch": "2.15.0", "timm": "1.0.31", "gode_zoo": None},
 }
@@ -130,7 +137,8 @@ def test_card_states_figures_and_provenance(root):
         "428,042",
         "euler, 20 steps of 0.05, t from 0 to 1",
         "`c0ffee` with uncommitted changes",
-        "from step 901: `decaf`",
+        "from step 901: `decaf` |",
+        "from step 950: `decaf`, on Other CPU, threads: 1, cores: 4 |",
         "1 h 12 min",
         METRICS["sha256"],
         RECIPE.strip(),

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gode_zoo import run_state
 from gode_zoo import train as training
 from gode_zoo.data import load_dataset
 from gode_zoo.evaluate import count_correct
@@ -45,6 +46,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(recipe, tmp_path, stops):
     for row in (row for log in logs for row in log):
         del row["seconds"], row["step_seconds"]
     assert logs[0] == logs[1] and len(logs[0]) == 2
+
+
+def test_metrics_name_the_machine_that_a_run_moved_to(recipe, tmp_path, monkeypatch):
+    first, second = ({"device": name, "cpu": name, "cores": 2, "threads": 1} for name in ("One CPU", "Another CPU"))
+    monkeypatch.setattr(run_state, "hardware", lambda device: first)
+    train(recipe, tmp_path / "run", max_steps=1, progress=False)
+    train(recipe, tmp_path / "run", max_steps=1, resume=True, progress=False)
+    monkeypatch.setattr(run_state, "hardware", lambda device: second)
+    train(recipe, tmp_path / "run", resume=True, progress=False)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["hardware"] == first
+    assert [(each["from_step"], each["hardware"]) for each in metrics["resumed_with"]] == [(2, second)]
 
 
 class _Waits(TorchDispatchMode):

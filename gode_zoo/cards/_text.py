@@ -195,12 +195,17 @@ def _training(entry: Entry) -> list[tuple[str, str]]:
         ("Time", _duration(metrics["wall_clock_seconds"])),
         ("Commit", _commit(metrics["git"])),
         *(
-            ("Resumed with another commit", f"from step {later['from_step']:,}: {_commit(later['git'])}")
+            ("Resumed", f"from step {later['from_step']:,}: {_commit(later['git'])}{_on(later.get('hardware'))}")
             for later in metrics.get("resumed_with", ())
         ),
         ("Versions, when it was finished", _plain(versions)),
         ("SHA-256 of model.safetensors", f"`{metrics['sha256']}`"),
     ]
+
+
+def _on(hardware: dict[str, Any] | None) -> str:
+    """Where a resumed run went on; nothing where that was not recorded."""
+    return f", on {_plain(_hardware(hardware))}" if hardware else ""
 
 
 def _rows(title: str, rows: Iterable[tuple[str, str]]) -> str:
