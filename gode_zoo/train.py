@@ -107,7 +107,7 @@ def train(
         out_dir: made if need be; a folder that already holds a run is refused unless `resume`.
         data_dir: where datasets are kept.
         device: default CUDA where there is one, else the CPU. Each process that torchrun started takes a GPU of its own.
-        resume: go on from `out_dir/checkpoint.pt`; on a CPU bit for bit as if never stopped.
+        resume: go on from `out_dir/checkpoint.pt`; on a CPU of the same kind bit for bit as if never stopped.
         max_steps: end this call after so many updates, with a checkpoint.
         checkpoint_every_s: seconds between checkpoints within an epoch; each epoch ends with one as well.
         progress: show a progress bar, where stderr is a terminal.
