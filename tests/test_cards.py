@@ -120,9 +120,11 @@ def test_controls_say_whether_the_block_earns_its_keep(root):
     )
     assert "| stem_mnist.modern | no block | 428,042 | 6 | 20.00 ± 0.40 |" in text and "stem_cifar10" in text
     assert text.count("spline ODE block is") == 1 and "same number of epochs" not in text
+    control("odenet_mnist", 14.0)
     control("resnet1_mnist", 9.0, epochs=60)
     assert cards.main([], root) == 0
     text = (root / "MODEL_CARDS.md").read_text()
+    assert "1.66 ± 0.48 points better than a Neural-ODE" in text
     assert "points worse than one residual block" in text and "not the same number of epochs" in text
 
 

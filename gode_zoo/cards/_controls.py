@@ -1,4 +1,4 @@
-"""Does the ODE block earn its keep? GODE beside the same stem and head with no block and with one residual block."""
+"""Does the ODE block earn its keep? GODE beside the same stem and head with another block, or none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from ._entry import Entry
 
 __all__ = ["controls"]
 
-_CONTROLS = {"stem": "no block", "resnet1": "one residual block"}
+_CONTROLS = {
+    "stem": "no block",
+    "resnet1": "one residual block",
+    "resnet6": "six residual blocks",
+    "resnet20": "twenty residual blocks",
+    "odenet": "a Neural-ODE (constant weights, time as a channel)",
+}
 
 
 def controls(entries: Sequence[Entry]) -> str:
@@ -47,9 +53,12 @@ def _part(gode: Entry, found: dict[str, Entry]) -> str:
         lines.append(f"| {entry.name} | {block} | {metrics['parameters']:,} | {metrics['epochs']} | {error} |")
     if len({entry.metrics["epochs"] for entry in [gode, *found.values()]}) > 1:
         lines += ["", "The runs have not the same number of epochs, so a part of the difference may be that."]
-    precisions = {entry.name: _precision(entry) for entry in [gode, *found.values()]}
-    if len(set(precisions.values())) > 1:
-        lines += ["", f"Trained in {', '.join(f'{how} ({name})' for name, how in precisions.items())}."]
+    trained_in: dict[str, list[str]] = {}
+    for entry in [gode, *found.values()]:
+        trained_in.setdefault(_precision(entry), []).append(entry.name)
+    if len(trained_in) > 1:
+        groups = (f"in {how}: {', '.join(names)}" for how, names in trained_in.items())
+        lines += ["", f"Trained {'; '.join(groups)}."]
     return "\n".join(lines)
 
 
