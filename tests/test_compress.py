@@ -76,7 +76,7 @@ def test_choose_penalty_by_the_held_out_split(gode_recipe, tmp_path, run):  # no
         (["choose-penalty", "gode_mnist_m4.modern", "1", "1"], "at least two different ones"),
         (["choose-penalty", "gode_mnist_m4.modern", "0", "1", "--kind", "lasso"], "must be one of roughness"),
         (["compress", "gode_mnist_m4", "--num-basis", "0"], "num_basis=0"),
-        (["compress", "resnet6_mnist", "--num-basis", "2"], "no bundled weights resnet6_mnist"),
+        (["compress", "resnet18", "--num-basis", "2"], "no bundled weights resnet18"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(run, arguments, message, tmp_path, monkeypatch):  # noqa: F811
