@@ -120,33 +120,20 @@ def train(
     """
     if max_steps is not None and max_steps < 1:
         raise ValueError(f"max_steps = {max_steps} must be 1 or more, or None for the whole recipe")
+    out = Path(out_dir)
     with world(device) as processes:
-        shown = progress and processes.first
-        return _train(recipe, Path(out_dir), processes, data_dir, resume, max_steps, checkpoint_every_s, shown)
-
-
-def _train(
-    recipe: Recipe,
-    out: Path,
-    processes: World,
-    data_dir: str | Path | None,
-    resume: bool,
-    max_steps: int | None,
-    checkpoint_every_s: float,
-    progress: bool,
-) -> TrainResult:
-    saved = read_checkpoint(out / "checkpoint.pt", recipe) if resume else None
-    if not resume and processes.first:
-        refuse_used_folder(out)
-    if recipe.batch_size % processes.size:
-        raise ValueError(
-            f"recipe {recipe.name}: {processes.size} processes cannot share batch_size = {recipe.batch_size} evenly: start "
-            "as many as divide it"
-        )
-    job = _TrainingJob(recipe, out, processes, data_dir)
-    job.begin(saved)
-    finished = job.run_epochs(max_steps, checkpoint_every_s, progress)
-    last, best = job.publish() if finished else (None, None)
+        saved = read_checkpoint(out / "checkpoint.pt", recipe) if resume else None
+        if not resume and processes.first:
+            refuse_used_folder(out)
+        if recipe.batch_size % processes.size:
+            raise ValueError(
+                f"recipe {recipe.name}: {processes.size} processes cannot share batch_size = {recipe.batch_size} evenly: start "
+                "as many as divide it"
+            )
+        job = _TrainingJob(recipe, out, processes, data_dir)
+        job.begin(saved)
+        finished = job.run_epochs(max_steps, checkpoint_every_s, progress and processes.first)
+        last, best = job.publish() if finished else (None, None)
     return TrainResult(out, finished, job.run.step, job.run.seconds, last, best, job.run.history)
 
 
@@ -161,7 +148,7 @@ class _TrainingJob:
 
     def __init__(self, recipe: Recipe, out: Path, processes: World, data_dir: str | Path | None) -> None:
         self.recipe, self.out, self.processes, self.device = recipe, out, processes, processes.device
-        self.checkpoint_path, self.started, self.seconds_before = out / "checkpoint.pt", time.monotonic(), 0.0
+        self.checkpoint_path, self.started = out / "checkpoint.pt", time.monotonic()
 
         # Model. Seeded first, so that the same recipe gives the same initial weights.
         torch.manual_seed(recipe.seed)
@@ -187,9 +174,8 @@ class _TrainingJob:
         ema = ModelEmaV3(self.model, decay=recipe.ema_decay) if recipe.ema_decay else None
         self.published: Any = ema.module if ema else self.model
         order = torch.Generator(self.device).manual_seed(recipe.seed)
-        augment = torch.Generator(self.device).manual_seed(
-            recipe.seed + 2**32
-        )  # a stream that no other seed's order has
+        apart = recipe.seed + 2**32  # a stream that no other seed's order has
+        augment = torch.Generator(self.device).manual_seed(apart)
         self.run = RunState(self.model, optimizer, schedule, ema, order, augment, self.device)
 
     def _load_data(self, data_dir: str | Path | None) -> None:
@@ -238,7 +224,7 @@ class _TrainingJob:
             self.out.mkdir(parents=True, exist_ok=True)
             atomic_write(self.out / "recipe.yaml", lambda file: file.write(self.recipe.to_yaml().encode()))
             save_initial_kernels(self.out, self.model)
-        self.seconds_before = self.run.seconds
+        self.started -= self.run.seconds  # those before it was resumed count
 
     def run_epochs(self, max_steps: int | None, checkpoint_every_s: float, progress: bool) -> bool:
         """Train to the end of the recipe, with a checkpoint after each epoch; False where `max_steps` came before.
@@ -255,9 +241,8 @@ class _TrainingJob:
                     run.start_epoch()
                 self.model.train()
                 epoch_started, epoch_from = time.monotonic(), run.step
-                lr = learning_rate(recipe, max(run.step - 1, 0), self.steps_per_epoch)  # where no batch is left
                 for images, labels in self._batches(epoch):
-                    lr = self._update(forward, images, labels)
+                    self._update(forward, images, labels)
 
                     # Sums stay on the device; the host looks at them every so often. On a CPU a look costs nothing.
                     looking = run.step % _SHOW_EVERY == 0 or run.batch == self.steps_per_epoch
@@ -279,7 +264,7 @@ class _TrainingJob:
                         return False
 
                 step_seconds = (time.monotonic() - epoch_started) / max(run.step - epoch_from, 1)
-                run.history.append(self._log_row(epoch + 1, lr, step_seconds))
+                run.history.append(self._log_row(epoch + 1, step_seconds))
                 run.epoch, run.batch = epoch + 1, 0
                 if self._refine_after(epoch + 1):
                     forward = self._wrapped()
@@ -343,8 +328,8 @@ class _TrainingJob:
             )
         )
 
-    def _update(self, forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> float:
-        """One step of the optimiser on a batch, of which each process takes its share; returns its learning rate."""
+    def _update(self, forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> None:
+        """One step of the optimiser on a batch, of which each process takes its share."""
         recipe, run, processes = self.recipe, self.run, self.processes
         x, own_labels, targets = self._augmented(images, labels)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.amp == "bf16"):
@@ -359,7 +344,6 @@ class _TrainingJob:
         # The mean over the global batch: gradients are averaged over shares, which may differ in the last batch.
         (loss * (len(own_labels) * processes.size / len(labels))).backward()
         run.optimizer.step()
-        lr: float = run.optimizer.param_groups[0]["lr"]
         run.schedule.step()
         run.step += 1
         run.batch += 1
@@ -371,7 +355,6 @@ class _TrainingJob:
         run.loss_sum += loss_here
         run.correct += right
         run.seen += len(labels)
-        return lr
 
     def _augmented(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of this process's share of a batch: normalised images, labels, and targets, which mixup makes of these."""
@@ -390,9 +373,11 @@ class _TrainingJob:
         one_hot = torch.eye(self.model.num_classes, device=self.device)[labels]
         return mix(x, weight), labels, mix(one_hot, weight)
 
-    def _log_row(self, epoch: int, lr: float, step_seconds: float) -> dict[str, Any]:
+    def _log_row(self, epoch: int, step_seconds: float) -> dict[str, Any]:
         """The log's row of an epoch just done, with the errors of its weights."""
-        run, row = self.run, {"epoch": epoch, "step": self.run.step, "lr": lr}
+        run = self.run
+        row: dict[str, Any] = {"epoch": epoch, "step": run.step}
+        row["lr"] = learning_rate(self.recipe, run.step - 1, self.steps_per_epoch)
         row["train_loss"] = (run.loss_sum / run.seen).item()
         if self.classes:
             row["train_acc"] = 100.0 * (run.correct / run.seen).item()
@@ -426,15 +411,16 @@ class _TrainingJob:
 
     def _wrapped(self) -> Callable[[Tensor], Tensor]:
         """The model as it is trained: shared by the processes, compiled where the recipe says so and there is a GPU."""
-        shared = DistributedDataParallel(self.model) if self.processes.size > 1 else self.model
+        model: Callable[[Tensor], Tensor] = self.model
+        shared = DistributedDataParallel(self.model) if self.processes.size > 1 else model
         if not self.recipe.compile or self.device.type == "cpu":  # there it gains nothing: docs/benchmark.md
-            return shared  # type: ignore[no-any-return]
+            return shared
         graphs = self.processes.size == 1
         return torch.compile(shared, dynamic=False, mode="reduce-overhead" if graphs else None)  # that is CUDA graphs
 
     def _seconds(self) -> float:
-        """Of this run so far, with those before it was resumed."""
-        return self.seconds_before + time.monotonic() - self.started
+        """Of this run so far."""
+        return time.monotonic() - self.started
 
     def _save(self) -> None:
         self.run.seconds = self._seconds()

@@ -40,6 +40,7 @@ def controls(entries: Sequence[Entry]) -> str:
 
 
 def _part(gode: Entry, found: dict[str, Entry]) -> str:
+    compared = [gode, *found.values()]
     verdicts = [f"{_verdict(gode, control)} {_CONTROLS[kind]}" for kind, control in found.items()]
     lines = [
         f"**{gode.dataset}, {gode.metrics['tag']}:** the spline ODE block is {'; '.join(verdicts)}.",
@@ -51,10 +52,10 @@ def _part(gode: Entry, found: dict[str, Entry]) -> str:
         metrics = entry.metrics
         error = f"{metrics['last']['error']:.2f} ± {entry.standard_error:.2f}"
         lines.append(f"| {entry.name} | {block} | {metrics['parameters']:,} | {metrics['epochs']} | {error} |")
-    if len({entry.metrics["epochs"] for entry in [gode, *found.values()]}) > 1:
+    if len({entry.metrics["epochs"] for entry in compared}) > 1:
         lines += ["", "The runs have not the same number of epochs, so a part of the difference may be that."]
     trained_in: dict[str, list[str]] = {}
-    for entry in [gode, *found.values()]:
+    for entry in compared:
         trained_in.setdefault(_precision(entry), []).append(entry.name)
     if len(trained_in) > 1:
         groups = (f"in {how}: {', '.join(names)}" for how, names in trained_in.items())
