@@ -26,8 +26,9 @@ from torch.nn import functional as F
 from . import data as zoo_data
 from .augmentation import random_crop, random_flip
 from .evaluate import Score, count_correct, load_published
+from .provenance import source_revision
 from .recipes import Recipe, load_recipe
-from .run_folder import atomic_write, refuse_used_folder, save_weights, source_revision
+from .run_folder import atomic_write, refuse_used_folder, save_weights
 from .surgery import compress
 
 __all__ = ["CompressResult", "compress_published"]

@@ -44,11 +44,7 @@ from .folder_lock import locked_folder
 from .images.sources import find_images
 from .outcomes import image_family
 from .recipes import Augment, Optimizer, Schedule
-from .run_folder import (
-    CheckpointError,
-    atomic_write,
-    refuse_used_folder,
-)
+from .run_folder import CheckpointError, atomic_write, refuse_used_folder
 
 __all__ = ["FinetuneResult", "finetune"]
 

@@ -6,34 +6,26 @@ A run's folder is in the end a Hub repository in timm's format:
     checkpoint.pt      where to go on from (model, optimiser, schedule, EMA, random generators, position in the data)
     initial_kernels.safetensors    one kernel of each convolution of the block, before training
     model.safetensors, config.json    the weights (of the moving average, where there is one), as timm loads them
-    metrics.json       errors and how they were obtained
+    metrics.json       errors and how they were obtained (`metrics.py`)
 """
 
 import copy
 import csv
 import hashlib
-import importlib.metadata
 import io
-import json
 import os
-import platform
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-import timm
 import torch
 from safetensors.torch import save, save_file
 from timm.models import save_for_hf
 from torch import nn
 
-from .evaluate import Score
 from .families import Categorical
-from .ode_block import ODEBlock
-from .outcomes import OutcomeScore
 from .recipes import Recipe
 
 __all__ = [
@@ -41,19 +33,14 @@ __all__ = [
     "LOG_COLUMNS",
     "CheckpointError",
     "atomic_write",
-    "best_epoch",
-    "hardware",
     "read_checkpoint",
     "recipe_sha256",
     "refuse_used_folder",
     "remove_leftovers",
     "save_initial_kernels",
     "save_weights",
-    "solving",
-    "source_revision",
     "torch_bytes",
     "write_log",
-    "write_metrics",
 ]
 
 CHECKPOINT_FORMAT = 1
@@ -188,33 +175,6 @@ def write_log(path: Path, history: list[dict[str, Any]]) -> None:
     atomic_write(path, lambda file: file.write(text.getvalue().encode()))
 
 
-def best_epoch(history: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, str | None]:
-    """The best epoch and on what grounds, or None and why there is none. Of equals the earliest."""
-    if "val_error" in history[-1]:
-        row = min(history, key=lambda row: row["val_error"])
-        best = {
-            "epoch": row["epoch"],
-            "val_error": row["val_error"],
-            "selected_by": "held-out split of the training set",
-        }
-        if "test_error" in row:
-            best |= _test_part(row)
-        return best, None
-    if all("test_error" in row for row in history):
-        row = min(history, key=lambda row: row["test_error"])
-        return {
-            "epoch": row["epoch"],
-            **_test_part(row),
-            "selected_by": "test set: information only, these weights are not the published ones",
-        }, None
-    return None, "neither a held-out split nor the per-epoch test error was asked for by the recipe"
-
-
-def _test_part(row: dict[str, Any]) -> dict[str, Any]:
-    """The test set's figures of a row, as metrics.json names them."""
-    return {key.removeprefix("test_"): value for key, value in row.items() if key.startswith("test_")}
-
-
 def save_weights(out: Path, model: nn.Module, recipe: Recipe, classes: tuple[str, ...]) -> None:
     """Write model.safetensors and config.json in timm's Hub format; `classes` are the labels' names, in their order.
 
@@ -234,112 +194,3 @@ def save_weights(out: Path, model: nn.Module, recipe: Recipe, classes: tuple[str
         for name in ("model.safetensors", "config.json"):
             os.chmod(Path(folder, name), 0o644)
             os.replace(Path(folder, name), out / name)
-
-
-def write_metrics(
-    out: Path,
-    model: nn.Module,
-    recipe: Recipe,
-    last: Score | OutcomeScore,
-    best: dict[str, Any] | None,
-    why_no_best: str | None,
-    seconds: float,
-    sources: list[dict[str, Any]],
-    device: torch.device,
-    changes: dict[str, Any] | None = None,
-) -> None:
-    """Write metrics.json: the errors, and everything that says how they were obtained.
-
-    Args:
-        last: score of the published weights on the test set.
-        best: from `best_epoch`, as `why_no_best`.
-        seconds: wall-clock time of the training, over all its resumptions.
-        sources: what trained it, each ``{"from_step": …, "git": …, "hardware": …}``, a new one where either changed.
-        changes: further keys, and values in place of those here, for a run that was not training from a recipe.
-    """
-    metrics: dict[str, Any] = {
-        "model": recipe.model,
-        "tag": recipe.tag,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "dataset": recipe.dataset,
-        "split": "test",
-        "last": {"epoch": recipe.epochs, **last.to_dict()},
-        "best": best,
-        "best_reason": why_no_best,
-        "seeds": [recipe.seed],
-        "num_seeds": 1,
-        "model_args": recipe.model_args,
-        "solver": solving(model),
-        "epochs": recipe.epochs,
-        "ema": recipe.ema_decay is not None,
-        "wall_clock_seconds": round(seconds, 1),
-        "sha256": hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest(),
-        "recipe_sha256": recipe_sha256(recipe),
-        "git": sources[0]["git"],
-        "resumed_with": sources[1:],
-        "hardware": sources[0].get("hardware") or hardware(device),  # older checkpoints do not say
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-            "gode_zoo": _version(),
-        },
-    }
-    family = getattr(model, "family", None)
-    if family is not None and not isinstance(family, Categorical):
-        metrics["family"] = family.to_dict()
-    metrics |= changes or {}
-    atomic_write(out / "metrics.json", lambda file: file.write((json.dumps(metrics, indent=2) + "\n").encode()))
-
-
-def solving(model: nn.Module) -> dict[str, Any] | None:
-    """Solver and grid of the model's ODE blocks, which differ in their number of steps at most; None where it has none."""
-    blocks = [block for block in model.modules() if isinstance(block, ODEBlock)]
-    if not blocks:
-        return None
-    block = blocks[0]
-    how: dict[str, Any] = {
-        "solver": block.solver,
-        "t_span": list(block.t_span),
-        "sensitivity": block.sensitivity,
-    }
-    if len(blocks) > 1:
-        how["stages"] = len(blocks)
-    if not block.fixed:
-        return how | {"rtol": block.rtol, "atol": block.atol}
-    steps = [len(each.step_sizes) for each in blocks]
-    if len(set(steps)) > 1:
-        return how | {"num_steps": steps}
-    return how | {"num_steps": steps[0], "step_size": round(max(block.step_sizes), 12)}
-
-
-def source_revision() -> dict[str, Any] | None:
-    """Commit of the source tree and whether it was changed since; None outside a git checkout."""
-
-    def git(*args: str) -> str:
-        here = Path(__file__).parent
-        return subprocess.run(["git", *args], cwd=here, check=True, capture_output=True, text=True).stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "."))}
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def hardware(device: torch.device) -> dict[str, Any]:
-    """The device's name, the CPU's, its cores and the threads that torch uses."""
-    cpu = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    except OSError:
-        pass
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
-    return {"device": name, "cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-
-
-def _version() -> str | None:
-    try:
-        return importlib.metadata.version("gode_zoo")
-    except importlib.metadata.PackageNotFoundError:
-        return None

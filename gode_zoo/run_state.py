@@ -10,8 +10,9 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from .provenance import hardware, source_revision
 from .recipes import Recipe
-from .run_folder import CHECKPOINT_FORMAT, CheckpointError, hardware, recipe_sha256, source_revision
+from .run_folder import CHECKPOINT_FORMAT, CheckpointError, recipe_sha256
 
 __all__ = ["NonFiniteLossError", "RunState", "refuse_non_finite_loss", "refuse_non_finite_weights"]
 

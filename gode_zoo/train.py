@@ -9,8 +9,8 @@ Nothing is selected: the weights of the last epoch are published. With `holdout`
 named beside it. The test set is read once, after the last epoch, unless the recipe says `log_test`, and then its
 per-epoch figures are information only.
 
-`run_folder.py` says what a run leaves in its folder, which is then a Hub repository in timm's format; `run_state.py` has
-what changes while it trains, `distributed.py` the processes.
+`run_folder.py` says what a run leaves in its folder, which is then a Hub repository in timm's format; `metrics.py` writes its
+errors, `run_state.py` has what changes while it trains, `distributed.py` the processes.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from .augmentation import mirrored_in_epoch, mix, mixing_weight, random_crop, ra
 from .distributed import World, world
 from .evaluate import Score, count_correct
 from .families import Categorical, get_family
+from .metrics import best_epoch, write_metrics
 from .optimizers import make_optimizer
 from .outcomes import OutcomeScore, predictors, score_outcomes, with_outcomes
 from .penalties import SplinePenalty
@@ -48,7 +49,6 @@ from .run_folder import (
     LOG_COLUMNS,
     CheckpointError,
     atomic_write,
-    best_epoch,
     read_checkpoint,
     refuse_used_folder,
     remove_leftovers,
@@ -56,7 +56,6 @@ from .run_folder import (
     save_weights,
     torch_bytes,
     write_log,
-    write_metrics,
 )
 from .run_state import NonFiniteLossError, RunState, refuse_non_finite_loss, refuse_non_finite_weights
 from .surgery import refine_, regrid_
@@ -284,7 +283,7 @@ class _TrainingJob:
         """Save the weights of the last epoch with their metrics; returns their score and what the best epoch was."""
         history, family = self.run.history, self.family
         last = (Score if self.classes else OutcomeScore).from_row(history[-1], "test")
-        best, why = best_epoch(history)
+        best = best_epoch(history)
         if not family.discrete:  # of counts the dispersion shapes the likelihood, and stays as the recipe gives it
             unseen = self.val_data if self.val_data is not None else self.train_data
             y, eta = predictors(self.published, unseen.to(self.device), self.mean, self.std)
@@ -294,19 +293,8 @@ class _TrainingJob:
             further["mirrored"] = self._measure(self.test_data, mirror=True).to_dict()
         if self.processes.first:
             save_weights(self.out, self.published, self.recipe, self.train_data.classes)
-            write_metrics(
-                self.out,
-                self.published,
-                self.recipe,
-                last,
-                best,
-                why,
-                self.run.seconds,
-                self.run.sources,
-                self.device,
-                further,
-            )
-        return last, best
+            write_metrics(self.out, self.published, self.recipe, self.run, last, best, further)
+        return last, best[0]
 
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The epoch's batches that are still to do; none where it was stopped after its last."""

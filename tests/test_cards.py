@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 
 from gode_zoo import cards
 from gode_zoo.cards._text import solver_text
-from gode_zoo.run_folder import solving
+from gode_zoo.metrics import solving
 
 ROOT = Path(__file__).resolve().parent.parent
 

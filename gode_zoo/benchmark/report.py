@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..run_folder import atomic_write, source_revision
-from ..run_folder import hardware as run_hardware
+from .. import provenance
+from ..run_folder import atomic_write
 from .figures import Row
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ __all__ = ["hardware", "plot_report", "targets", "write_report"]
 
 def hardware(device: str) -> dict[str, Any]:
     """What the figures were measured on and with."""
-    made = run_hardware(torch.device(device)) | {"system": platform.platform(), "python": platform.python_version()}
-    commit = (source_revision() or {}).get("commit", "unknown")
-    return made | {"torch": torch.__version__, "gode_zoo commit": commit}
+    system = {"system": platform.platform(), "python": platform.python_version()}
+    commit = (provenance.source_revision() or {}).get("commit", "unknown")
+    return provenance.hardware(torch.device(device)) | system | {"torch": torch.__version__, "gode_zoo commit": commit}
 
 
 def write_report(rows: Sequence[Row], folder: str | Path, machine: dict[str, Any], device: str = "cpu") -> list[Path]:

@@ -25,6 +25,7 @@ from .. import data as zoo_data
 from ..augmentation import random_crop, random_flip
 from ..calibration import Coverage
 from ..evaluate import Score
+from ..metrics import write_metrics
 from ..optimizers import make_optimizer
 from ..outcomes import OutcomeScore
 from ..recipes import learning_rate
@@ -38,7 +39,6 @@ from ..run_folder import (
     save_weights,
     torch_bytes,
     write_log,
-    write_metrics,
 )
 from ..run_state import RunState, refuse_non_finite_loss, refuse_non_finite_weights
 from ..train import TrainingInterrupted
@@ -331,9 +331,7 @@ class FinetuneJob:
             "last": {"epoch": best["epoch"], **score.to_dict()},
             **more,
         }
-        write_metrics(
-            self.out, published, self.recipe, score, selected, None, run.seconds, run.sources, self.device, changes
-        )
+        write_metrics(self.out, published, self.recipe, run, score, (selected, None), changes)
         write_report(
             self.out,
             model=published,

@@ -18,8 +18,8 @@ import yaml
 
 from ..cards import CardError, card, plot_log, read_entry
 from ..families import Categorical
+from ..metrics import solving
 from ..models._pretrained import CHECKOUT, WeightsError
-from ..run_folder import solving
 from .folder import PUBLISHED_FILES, build_empty, check_names, check_weights, read_config
 
 __all__ = ["CheckedFolder", "check_folder", "check_hub"]
