@@ -14,6 +14,7 @@ import argparse
 import csv
 import json
 import shutil
+import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -88,7 +89,11 @@ def evidence(metrics: dict[str, Any]) -> str:
     if where == hardware["cpu"]:
         where = f"{hardware['threads']} core{'s' if hardware['threads'] > 1 else ''} of an {where}"
     runs = f"{seeds} seed{'s' if seeds > 1 else ''}"
-    return f"# Evidence: {metrics['epochs']} epochs, {runs}, {where}: {metrics['last']['error']:.2f} % test error.\n"
+    error = f"{metrics['last']['error']:.2f}"
+    if seeds > 1:
+        errors = metrics["seed_errors"]
+        error = f"{statistics.mean(errors):.2f} ± {statistics.stdev(errors):.2f} (published: {error})"
+    return f"# Evidence: {metrics['epochs']} epochs, {runs}, {where}: {error} % test error.\n"
 
 
 def _read(folder: Path) -> dict[str, Any]:
