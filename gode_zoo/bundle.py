@@ -89,11 +89,11 @@ def evidence(metrics: dict[str, Any]) -> str:
     if where == hardware["cpu"]:
         where = f"{hardware['threads']} core{'s' if hardware['threads'] > 1 else ''} of an {where}"
     runs = f"{seeds} seed{'s' if seeds > 1 else ''}"
-    error = f"{metrics['last']['error']:.2f}"
+    error = f"{metrics['last']['error']:.2f} % test error"
     if seeds > 1:
         errors = metrics["seed_errors"]
-        error = f"{statistics.mean(errors):.2f} ± {statistics.stdev(errors):.2f} (published: {error})"
-    return f"# Evidence: {metrics['epochs']} epochs, {runs}, {where}: {error} % test error.\n"
+        error += f", all seeds {statistics.mean(errors):.2f} ± {statistics.stdev(errors):.2f} %"
+    return f"# Evidence: {metrics['epochs']} epochs, {runs}, {where}: {error}.\n"
 
 
 def _read(folder: Path) -> dict[str, Any]:

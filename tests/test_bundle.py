@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import statistics
 
 import pytest
 import yaml
@@ -56,6 +57,8 @@ def test_the_median_seed_is_published_with_the_errors_of_all(seeds, checkout):
     ] == []
     stated = (checkout / "gode_zoo" / "recipes" / f"{NAME}.yaml").read_text()
     assert "\n# Evidence: 1 epochs, 3 seeds, " in stated and f"{metrics['last']['error']:.2f} % test error" in stated
+    errors = metrics["seed_errors"]
+    assert f", all seeds {statistics.mean(errors):.2f} ± {statistics.stdev(errors):.2f} %.\n" in stated
     assert sorted(path.name for path in (checkout / "hub").iterdir()) == [NAME]
 
 
