@@ -14,7 +14,6 @@ import argparse
 import csv
 import json
 import shutil
-import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from .metrics import mean_and_spread
 from .models._pretrained import CHECKOUT, WeightsError, verify_weights
 from .run_folder import atomic_write
 
@@ -91,8 +91,7 @@ def evidence(metrics: dict[str, Any]) -> str:
     runs = f"{seeds} seed{'s' if seeds > 1 else ''}"
     error = f"{metrics['last']['error']:.2f} % test error"
     if seeds > 1:
-        errors = metrics["seed_errors"]
-        error += f", all seeds {statistics.mean(errors):.2f} ± {statistics.stdev(errors):.2f} %"
+        error += f", all seeds {mean_and_spread(metrics['seed_errors'])} %"
     return f"# Evidence: {metrics['epochs']} epochs, {runs}, {where}: {error}.\n"
 
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from .recipes import Recipe
 from .run_folder import atomic_write, recipe_sha256
 from .run_state import RunState
 
-__all__ = ["best_epoch", "solving", "write_metrics"]
+__all__ = ["best_epoch", "mean_and_spread", "solving", "write_metrics"]
 
 
 def write_metrics(
@@ -91,6 +93,12 @@ def best_epoch(history: list[dict[str, Any]]) -> tuple[dict[str, Any] | None, st
 def _test_part(row: dict[str, Any]) -> dict[str, Any]:
     """The test set's figures of a row, as metrics.json names them."""
     return {key.removeprefix("test_"): value for key, value in row.items() if key.startswith("test_")}
+
+
+def mean_and_spread(errors: Sequence[float]) -> str:
+    """Mean ± standard deviation of the errors of several seeds, with two decimals; of one its error alone."""
+    mean = f"{statistics.fmean(errors):.2f}"
+    return f"{mean} ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else mean
 
 
 def solving(model: nn.Module) -> dict[str, Any] | None:

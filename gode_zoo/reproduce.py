@@ -28,6 +28,7 @@ import timm
 import torch
 
 from .data import load_dataset, normalize
+from .metrics import mean_and_spread
 from .models._pretrained import list_weights
 from .ode_block import solutions
 from .ordering import orderings
@@ -324,7 +325,7 @@ def _nfe(folder: Path, dataset: str, data_dir: Any) -> int | None:
 
 def _cells(result: RowResult) -> list[str]:
     row, mean = result.row, result.mean
-    ours = "" if mean is None else f"{mean:.2f}" if result.sd is None else f"{mean:.2f} ± {result.sd:.2f}"
+    ours = mean_and_spread(result.errors) if result.errors else ""
     return [
         *row.labels.values(),
         f"{row.error:.2f}",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable
 from typing import Any
 
+from ..metrics import mean_and_spread
 from . import _outcomes
 from ._entry import CardError, Entry
 from ._plot import plot_log
@@ -251,7 +251,7 @@ def _seeds(metrics: dict[str, Any]) -> str:
     errors = metrics.get("seed_errors")
     if not errors:
         return f"{metrics['num_seeds']}, seeds {seeds}: the error of each was not recorded"
-    spread = f"{statistics.fmean(errors):.2f} ± {statistics.stdev(errors):.2f} % (mean ± standard deviation)"
+    spread = f"{mean_and_spread(errors)} % (mean ± standard deviation)"
     chosen = f"; these weights: {metrics['seed_chosen_by']}" if "seed_chosen_by" in metrics else ""
     return (
         f"{metrics['num_seeds']}, seeds {seeds}: error {spread}, each {', '.join(f'{e:.2f}' for e in errors)}{chosen}"
