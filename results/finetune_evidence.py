@@ -5,7 +5,8 @@
 Both begin from the same images, split and budget of epochs. Fine-tuning takes the learning rate of its range test. Training
 from scratch is given more: of the rates in RATES the one with the lowest validation error.
 Of the labels a fifth validates: "10 labels" are 8 to train with and 2 to choose the epoch by. The error is that of
-test images that no run was chosen by. A row is written when its run is done, and a row that is there is not run again.
+test images that no run was chosen by. A row is written when its run is done, and a row that is there is not run again unless
+the weights it began from are no longer the bundled ones; until it is, the table says so.
 
     digits         scikit-learn's 8×8 digits, enlarged                    from gode_mnist_m4 (MNIST)
     mnist          MNIST as RGB                                          from gode_cifar10_m8 (CIFAR-10)
@@ -30,10 +31,12 @@ from PIL import Image
 from gode_zoo.data import load_dataset
 from gode_zoo.demo import load_digits
 from gode_zoo.finetune import finetune
+from gode_zoo.metrics import mean_and_spread
+from gode_zoo.models._pretrained import known_sha256
 from gode_zoo.run_folder import atomic_write
 
 COLUMNS = ["data", "from", "labels_a_class", "start", "seed", "epochs"]
-COLUMNS += ["train_images", "test_images", "test_error", "learning_rate", "seconds"]
+COLUMNS += ["train_images", "test_images", "test_error", "learning_rate", "seconds", "weights_sha256"]
 START = {
     "digits": "gode_mnist_m4",
     "mnist": "gode_cifar10_m8",
@@ -56,24 +59,41 @@ def main() -> None:
     args = parser.parse_args()
     file = args.out / "finetune_evidence.csv"
     rows = list(csv.DictReader(file.open())) if file.exists() else []
-    done = {(r["data"], r["labels_a_class"], r["start"], r["seed"]) for r in rows}
+    done = {run_key(row) for row in rows if not is_outdated(row)}
     for labels in args.labels:
         epochs, seeds = BUDGET[labels]
         for name in args.only:
             for seed in seeds:
                 for start in ("fine-tuned", "from scratch"):
                     if (name, str(labels or "all"), start, str(seed)) not in done:
-                        rows.append(run(args.work, name, labels, seed, start, EPOCHS.get((name, labels), epochs)))
+                        new = run(args.work, name, labels, seed, start, EPOCHS.get((name, labels), epochs))
+                        rows = [row for row in rows if run_key(row) != run_key(new)] + [new]
                         write(args.out, rows)
     write(args.out, rows)
+
+
+def run_key(row: dict[str, object]) -> tuple[str, ...]:
+    """What tells a row's run from the others."""
+    return tuple(str(row[column]) for column in ("data", "labels_a_class", "start", "seed"))
+
+
+def weights_sha256(name: str) -> str:
+    """The first 12 digits for the bundled weights that a data set begins from."""
+    return str(known_sha256(START[name], "modern"))[:12]
+
+
+def is_outdated(row: dict[str, object]) -> bool:
+    """Whether a row began from other weights than those bundled now."""
+    return row["start"] == "fine-tuned" and row["weights_sha256"] != weights_sha256(str(row["data"]))
 
 
 def run(work: Path, name: str, labels: int, seed: int, start: str, epochs: int) -> dict[str, object]:
     """One fine-tuning or training from scratch."""
     table = label_table(work / "images" / name, name, labels, seed)
     results = []
+    weights = weights_sha256(name) if start == "fine-tuned" else ""
     for lr in RATES[labels] if start == "from scratch" else (None,):
-        out = work / f"{name}-{labels or 'all'}-{start.replace(' ', '-')}-{seed}{f'-{lr:g}' if lr else ''}"
+        out = work / f"{name}-{labels or 'all'}-{start.replace(' ', '-')}-{seed}-{f'{lr:g}' if lr else weights}"
         arguments = {"epochs": epochs, "patience": 0, "pretrained": lr is None, "lr": lr, "seed": seed}
         results.append(finetune(START[name], table, out, resume=out.exists(), **arguments))
     result = min(results, key=lambda each: each.val_error)
@@ -89,6 +109,7 @@ def run(work: Path, name: str, labels: int, seed: int, start: str, epochs: int) 
         "test_error": f"{result.error:.2f}",
         "learning_rate": f"{result.lr:g}",
         "seconds": f"{sum(each.seconds for each in results):.0f}",
+        "weights_sha256": weights,
     }
 
 
@@ -167,7 +188,6 @@ def write(out: Path, rows: list[dict[str, object]]) -> None:
         "",
         "Test error in %, mean ± standard deviation over seeds where there are several. Written by",
         "`python results/finetune_evidence.py`, whose head says how; every run is a row of finetune_evidence.csv.",
-        "The rows of gode_mnist_m4 so far began from its earlier weights (float32, 0.42 % error; commit f91393a).",
         "",
         "| data | weights | labels a class | epochs, at most | test images | fine-tuned | from scratch | seeds |",
         "|---|---|---|---|---|---|---|---|",
@@ -176,8 +196,10 @@ def write(out: Path, rows: list[dict[str, object]]) -> None:
         both = groups[key]
         if len(both) == 2:
             row, seeds = both["fine-tuned"][0], min(len(each) for each in both.values())
-            cells = [key[0], row["from"], key[1], row["epochs"], row["test_images"]]
-            cells += [spread(both[start]) for start in ("fine-tuned", "from scratch")]
+            outdated = any(is_outdated(each) for each in both["fine-tuned"])
+            weights = f"{row['from']}, earlier weights" if outdated else row["from"]
+            cells = [key[0], weights, key[1], row["epochs"], row["test_images"]]
+            cells += [mean_and_spread(errors(both[start])) for start in ("fine-tuned", "from scratch")]
             lines.append("| " + " | ".join(str(cell) for cell in [*cells, seeds]) + " |")
     atomic_write(out / "finetune_evidence.md", lambda file: file.write(("\n".join(lines) + "\n").encode()))
     plot(out, groups)
@@ -185,11 +207,6 @@ def write(out: Path, rows: list[dict[str, object]]) -> None:
 
 def errors(rows: list[dict[str, object]]) -> list[float]:
     return [float(str(row["test_error"])) for row in rows]
-
-
-def spread(rows: list[dict[str, object]]) -> str:
-    values = errors(rows)
-    return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def plot(out: Path, groups: dict[tuple[str, str], dict[str, list[dict[str, object]]]]) -> None:
