@@ -42,6 +42,7 @@ from .finetuning.splits import split_table
 from .finetuning.targets import find_targets
 from .folder_lock import locked_folder
 from .images.sources import find_images
+from .mixed_precision import any_chip_bf16
 from .outcomes import image_family
 from .recipes import Augment, Optimizer, Schedule
 from .run_folder import CheckpointError, atomic_write, refuse_used_folder
@@ -180,15 +181,17 @@ def finetune(
         )
         job = FinetuneJob(recipe, out, net, images, where, progress)
         if lr is None:
-            job.find_lr(resume)
+            with any_chip_bf16(where, recipe.amp):
+                job.find_lr(resume)
         if resume and not (out / "checkpoint.pt").exists():
             resume = False  # it was stopped before the first
         if not resume:
             atomic_write(out / "split.csv", lambda file: file.write(split_table(parts).encode()))
         try:
-            return job.train(
-                resume, max_steps, checkpoint_every_s, started, summary_writer, command or _call(model, data, out)
-            )
+            with any_chip_bf16(where, recipe.amp):
+                return job.train(
+                    resume, max_steps, checkpoint_every_s, started, summary_writer, command or _call(model, data, out)
+                )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -10,6 +10,8 @@ from typing import Any
 import timm
 import torch
 
+from .mixed_precision import computes_bf16
+
 __all__ = ["hardware", "source_revision", "versions"]
 
 
@@ -27,7 +29,7 @@ def source_revision() -> dict[str, Any] | None:
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """The device's name, the CPU's, its cores and the threads that torch uses."""
+    """The device's name and whether it has instructions for bf16; the CPU's name, its cores and the threads torch uses."""
     cpu = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -35,7 +37,8 @@ def hardware(device: torch.device) -> dict[str, Any]:
     except OSError:
         pass
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
-    return {"device": name, "cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    threads = torch.get_num_threads()
+    return {"device": name, "bf16": computes_bf16(device), "cpu": cpu, "cores": os.cpu_count(), "threads": threads}
 
 
 def versions() -> dict[str, str | None]:

@@ -40,6 +40,7 @@ from .distributed import World, world
 from .evaluate import Score, count_correct
 from .families import Categorical, get_family
 from .metrics import best_epoch, write_metrics
+from .mixed_precision import any_chip_bf16
 from .optimizers import make_optimizer
 from .outcomes import OutcomeScore, predictors, score_outcomes, with_outcomes
 from .penalties import SplinePenalty
@@ -241,7 +242,8 @@ class _TrainingJob:
                 self.model.train()
                 epoch_started, epoch_from = time.monotonic(), run.step
                 for images, labels in self._batches(epoch):
-                    self._update(forward, images, labels)
+                    with any_chip_bf16(self.device, recipe.amp):
+                        self._update(forward, images, labels)
 
                     # Sums stay on the device; the host looks at them every so often. On a CPU a look costs nothing.
                     looking = run.step % _SHOW_EVERY == 0 or run.batch == self.steps_per_epoch

@@ -301,9 +301,10 @@ def _input(cfg: dict[str, Any]) -> str:
 
 
 def _hardware(hardware: dict[str, Any]) -> str:
+    without = "" if hardware.get("bf16", True) else ", without bf16 instructions"  # older runs do not say
     if hardware["device"] != hardware["cpu"]:
-        return f"{hardware['device']} (host: {hardware['cpu']})"
-    return f"{hardware['cpu']}, threads: {hardware['threads']}, cores: {hardware['cores']}"
+        return f"{hardware['device']}{without} (host: {hardware['cpu']})"
+    return f"{hardware['cpu']}{without}, threads: {hardware['threads']}, cores: {hardware['cores']}"
 
 
 def _duration(seconds: float) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from ..mixed_precision import computes_bf16
 from ..recipes import Recipe
 
 __all__ = ["FinetuneRecipe", "automatic_batch_size", "automatic_ema_decay", "automatic_precision"]
@@ -42,7 +42,4 @@ def automatic_ema_decay(num_steps: int) -> float:
 
 def automatic_precision(device: torch.device) -> str:
     """bf16 where the chip computes in it, else none (float32)."""
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "none"
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "none"
+    return "bf16" if computes_bf16(device) else "none"
