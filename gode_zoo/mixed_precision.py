@@ -33,13 +33,15 @@ _PRODUCTS = {
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether the chip has instructions for bf16."""
+    """Whether the chip has instructions for bf16, and torch uses them."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if not torch.backends.mkldnn.is_available():
+        return False
     if not hasattr(torch.cpu, "get_capabilities"):  # torch below 2.9
         return torch.cpu._is_avx512_bf16_supported()
     capabilities: Mapping[str, Any] = torch.cpu.get_capabilities()
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last is Arm's
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ METRICS = {  # of no real model
         {
             "from_step": 950,
             "git": {"commit": "decaf", "dirty": False},
-            "hardware": {"device": "Other CPU", "cpu": "Other CPU", "cores": 4, "threads": 1},
+            "hardware": {"device": "Other CPU", "cpu": "Other CPU", "cores": 4, "threads": 1, "bf16": False},
         },
     ],
     "hardware": {"device": "Some CPU", "cpu": "Some CPU", "cores": 2, "threads": 2},
@@ -140,7 +140,7 @@ def test_card_states_figures_and_provenance(root):
         "euler, 20 steps of 0.05, t from 0 to 1",
         "`c0ffee` with uncommitted changes",
         "from step 901: `decaf` |",
-        "from step 950: `decaf`, on Other CPU, threads: 1, cores: 4 |",
+        "from step 950: `decaf`, on Other CPU, without bf16 instructions, threads: 1, cores: 4 |",
         "1 h 12 min",
         METRICS["sha256"],
         RECIPE.strip(),

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..bake import bake
+from ..mixed_precision import any_chip_bf16
 from ..ode_block import ODEBlock
 from . import peers
 from .measuring import captured, peak_memory, take_turns
@@ -170,9 +171,10 @@ def _training_step(model: Any, x: Tensor, labels: Tensor, bf16: bool = False) ->
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-            loss = F.cross_entropy(model(x), labels)
-        loss.backward()
+        with any_chip_bf16(x.device, "bf16" if bf16 else "none"):  # as in training
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+                loss = F.cross_entropy(model(x), labels)
+            loss.backward()
         optimizer.step()
 
     return step
