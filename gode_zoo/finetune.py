@@ -180,22 +180,21 @@ def finetune(
             image_size=size,
         )
         job = FinetuneJob(recipe, out, net, images, where, progress)
-        if lr is None:
-            with any_chip_bf16(where, recipe.amp):
+        with any_chip_bf16(where, recipe.amp):
+            if lr is None:
                 job.find_lr(resume)
-        if resume and not (out / "checkpoint.pt").exists():
-            resume = False  # it was stopped before the first
-        if not resume:
-            atomic_write(out / "split.csv", lambda file: file.write(split_table(parts).encode()))
-        try:
-            with any_chip_bf16(where, recipe.amp):
+            if resume and not (out / "checkpoint.pt").exists():
+                resume = False  # it was stopped before the first
+            if not resume:
+                atomic_write(out / "split.csv", lambda file: file.write(split_table(parts).encode()))
+            try:
                 return job.train(
                     resume, max_steps, checkpoint_every_s, started, summary_writer, command or _call(model, data, out)
                 )
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise job.hint(error) from error
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise job.hint(error) from error
 
 
 def _describe(name: str, data: FinetuneData) -> str:

@@ -235,15 +235,18 @@ class _TrainingJob:
         recipe, run, processes = self.recipe, self.run, self.processes
         last_save, first_step = time.monotonic(), run.step
         forward, stopping = self._wrapped(), False
-        with stop_signals() as stop, display(progress, recipe, self.steps_per_epoch, run.step) as show:
+        with (
+            any_chip_bf16(self.device, recipe.amp),
+            stop_signals() as stop,
+            display(progress, recipe, self.steps_per_epoch, run.step) as show,
+        ):
             for epoch in range(run.epoch, recipe.epochs):
                 if run.batch == 0:  # not in the middle of an epoch
                     run.start_epoch()
                 self.model.train()
                 epoch_started, epoch_from = time.monotonic(), run.step
                 for images, labels in self._batches(epoch):
-                    with any_chip_bf16(self.device, recipe.amp):
-                        self._update(forward, images, labels)
+                    self._update(forward, images, labels)
 
                     # Sums stay on the device; the host looks at them every so often. On a CPU a look costs nothing.
                     looking = run.step % _SHOW_EVERY == 0 or run.batch == self.steps_per_epoch
