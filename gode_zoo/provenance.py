@@ -12,7 +12,7 @@ import torch
 
 from .mixed_precision import computes_bf16
 
-__all__ = ["hardware", "source_revision", "versions"]
+__all__ = ["hardware", "hardware_text", "source_revision", "versions"]
 
 
 def source_revision() -> dict[str, Any] | None:
@@ -39,6 +39,14 @@ def hardware(device: torch.device) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     threads = torch.get_num_threads()
     return {"device": name, "bf16": computes_bf16(device), "cpu": cpu, "cores": os.cpu_count(), "threads": threads}
+
+
+def hardware_text(hardware: dict[str, Any]) -> str:
+    """What `hardware` gave, as it stands in a metrics.json, in words."""
+    without = "" if hardware.get("bf16", True) else ", without bf16 instructions"  # older runs do not say
+    if hardware["device"] != hardware["cpu"]:
+        return f"{hardware['device']}{without} (host: {hardware['cpu']})"
+    return f"{hardware['cpu']}{without}, threads: {hardware['threads']}, cores: {hardware['cores']}"
 
 
 def versions() -> dict[str, str | None]:

@@ -33,6 +33,7 @@ from .models._pretrained import list_weights
 from .ode_block import solutions
 from .ordering import orderings
 from .paper import EPOCHS, TABLES, PaperRow
+from .provenance import hardware_text
 from .recipes import Recipe, load_recipe
 from .run_folder import atomic_write, recipe_sha256
 from .side_by_side import train_side_by_side
@@ -58,7 +59,7 @@ class RowResult:
         step_seconds: median over the epochs of the first finished run, None before there is one.
         nfe: function evaluations of one solve by the first finished run's weights; None without a run or a solver.
         commits: that trained the finished runs.
-        hardware: of the finished runs.
+        hardware: that the finished runs were begun on.
     """
 
     row: PaperRow
@@ -294,7 +295,7 @@ def _result(row: PaperRow, recipes: Sequence[Recipe], folders: Sequence[Path], d
         statistics.median(float(line["step_seconds"]) for line in _log(finished[0][0])) if finished else None,
         _nfe(finished[0][0], recipes[0].dataset, data_dir) if finished else None,
         tuple(sorted({metrics["git"]["commit"] for _, metrics in finished if metrics["git"]})),
-        tuple(sorted({metrics["hardware"]["device"] for _, metrics in finished})),
+        tuple(sorted({hardware_text(metrics["hardware"]) for _, metrics in finished})),
     )
 
 
@@ -365,11 +366,16 @@ def _footnotes(results: Sequence[RowResult]) -> list[str]:
     """What the figures are, and what they were obtained with."""
     hardware = sorted({name for result in results for name in result.hardware})
     commits = sorted({commit[:12] for result in results for commit in result.commits})
-    return [
+    lines = [
         "Error after the last epoch, mean ± standard deviation over the seeds; the paper's is of one run. s/step: seconds a",
-        f"training step, ours on {', '.join(hardware) or '(nothing was run)'}; V100: the paper's. "
+        f"training step, ours on {'; '.join(hardware) or '(nothing was run)'}; V100: the paper's. "
         f"Commits: {', '.join(commits) or 'none'}.",
     ]
+    if len(hardware) > 1:
+        lines.append(
+            "Seconds can be compared between rows of the same machine alone: the CSV names the machine of each."
+        )
+    return lines
 
 
 def _finished(path: Path) -> int:

@@ -107,6 +107,12 @@ def test_runs_are_made_once_and_resumed(tiny, tmp_path, monkeypatch):
         file.unlink()  # logs and metrics alone give the table, but not the function evaluations
     logs = list(reproduce("table1", run_missing=False, **options))
     assert [(row.errors, row.nfe) for row in logs] == [(row.errors, None) for row in results]
+    assert "same machine" not in markdown.read_text()
+    one = next((tmp_path / "runs").glob("*/*/metrics.json"))
+    metrics = json.loads(one.read_text())
+    one.write_text(json.dumps(metrics | {"hardware": metrics["hardware"] | {"bf16": False, "threads": 64}}))
+    _, elsewhere = write_table("table1", list(reproduce("table1", run_missing=False, **options)), tmp_path / "else")
+    assert "without bf16 instructions, threads: 64" in elsewhere.read_text() and "same machine" in elsewhere.read_text()
     with pytest.raises(ValueError, match=r"has 4 finished runs, these are 1"):
         write_table("table1", standing, tmp_path / "out")
     assert list(csv.DictReader(csv_file.open())) == lines

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..metrics import mean_and_spread
+from ..provenance import hardware_text
 from . import _outcomes
 from ._entry import CardError, Entry
 from ._plot import plot_log
@@ -191,7 +192,7 @@ def _training(entry: Entry) -> list[tuple[str, str]]:
     versions = ", ".join(f"{name} {version}" for name, version in metrics["versions"].items() if version)
     return [
         ("Recipe", f"`{_plain(entry.name)}`, {metrics['epochs']} epochs{averaged}"),
-        ("Hardware", _plain(_hardware(metrics["hardware"]))),
+        ("Hardware", _plain(hardware_text(metrics["hardware"]))),
         ("Time", _duration(metrics["wall_clock_seconds"])),
         ("Commit", _commit(metrics["git"])),
         *(
@@ -205,7 +206,7 @@ def _training(entry: Entry) -> list[tuple[str, str]]:
 
 def _on(hardware: dict[str, Any] | None) -> str:
     """Where a resumed run went on; nothing where that was not recorded."""
-    return f", on {_plain(_hardware(hardware))}" if hardware else ""
+    return f", on {_plain(hardware_text(hardware))}" if hardware else ""
 
 
 def _rows(title: str, rows: Iterable[tuple[str, str]]) -> str:
@@ -298,13 +299,6 @@ def _input(cfg: dict[str, Any]) -> str:
     colour = "grey" if channels == 1 else "RGB" if channels == 3 else f"{channels} channels"
     mean, std = (", ".join(f"{value:g}" for value in cfg[key]) for key in ("mean", "std"))
     return f"{height}×{width}, {colour}, in [0, 1], then normalised: mean {mean}, standard deviation {std}"
-
-
-def _hardware(hardware: dict[str, Any]) -> str:
-    without = "" if hardware.get("bf16", True) else ", without bf16 instructions"  # older runs do not say
-    if hardware["device"] != hardware["cpu"]:
-        return f"{hardware['device']}{without} (host: {hardware['cpu']})"
-    return f"{hardware['cpu']}{without}, threads: {hardware['threads']}, cores: {hardware['cores']}"
 
 
 def _duration(seconds: float) -> str:
