@@ -20,6 +20,7 @@ from ..finetuning.recipe import FinetuneRecipe
 from ..images.reading import Broken
 from ..layers import SplineConv2d
 from ..ode_block import ODEBlock
+from ..provenance import hardware_text
 from ..recipes import Augment
 from ..run_folder import atomic_write
 from .parts import Findings, section, table, text
@@ -146,10 +147,9 @@ def _kernels(model: nn.Module) -> str:
 
 
 def _made(recipe: FinetuneRecipe, metrics: dict[str, Any], broken: Sequence[Broken], command: str) -> str:
-    hardware, versions = metrics["hardware"], metrics["versions"]
-    git = metrics["git"]
+    git, versions = metrics["git"], metrics["versions"]
     rows = [
-        ("device", f"{hardware['device']} ({hardware['cores']} cores, {hardware['threads']} threads)"),
+        ("device", hardware_text(metrics["hardware"])),
         ("versions", ", ".join(f"{name} {v}" for name, v in versions.items() if v)),
         ("commit", "not recorded" if git is None else git["commit"] + (" with changes" if git["dirty"] else "")),
         ("time", f"{metrics['wall_clock_seconds']:.0f} s"),
