@@ -7,18 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from .data import normalize
 from .evaluate import Score
 from .families import Categorical
-from .ode_block import ODEBlock
+from .ode_block import ODEBlock, solutions
 from .outcomes import OutcomeScore
 from .provenance import hardware, versions
 from .recipes import Recipe
 from .run_folder import atomic_write, recipe_sha256
 from .run_state import RunState
 
-__all__ = ["best_epoch", "mean_and_spread", "solving", "write_metrics"]
+__all__ = ["best_epoch", "function_evaluations", "mean_and_spread", "solving", "write_metrics"]
+
+_NFE_IMAGES = 128
 
 
 def write_metrics(
@@ -99,6 +103,19 @@ def mean_and_spread(errors: Sequence[float]) -> str:
     """Mean ± standard deviation of the errors of several seeds, with two decimals; of one its error alone."""
     mean = f"{statistics.fmean(errors):.2f}"
     return f"{mean} ± {statistics.stdev(errors):.2f}" if len(errors) > 1 else mean
+
+
+def function_evaluations(
+    model: nn.Module, images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]
+) -> int | None:
+    """NFE of the model's ODE blocks together, in evaluation mode, on the first 128 of uint8 images `(N, C, H, W)`.
+
+    None where the model has no such block. An adaptive solver takes the steps that the images and the weights ask for.
+    """
+    first = images[:_NFE_IMAGES].to(next(model.parameters()).device)
+    with torch.no_grad():
+        solved = solutions(model.eval(), normalize(first, mean, std))
+    return sum(solution.nfe for solution in solved) if solved else None
 
 
 def solving(model: nn.Module) -> dict[str, Any] | None:

@@ -27,10 +27,9 @@ from typing import Any
 import timm
 import torch
 
-from .data import load_dataset, normalize
-from .metrics import mean_and_spread
+from .data import load_dataset
+from .metrics import function_evaluations, mean_and_spread
 from .models._pretrained import list_weights
-from .ode_block import solutions
 from .ordering import orderings
 from .paper import EPOCHS, TABLES, PaperRow
 from .provenance import hardware_text
@@ -40,8 +39,6 @@ from .side_by_side import train_side_by_side
 from .train import train
 
 __all__ = ["RowResult", "figure2_runs", "reproduce", "row_recipe", "table_cells", "title", "write_table"]
-
-_NFE_IMAGES = 128
 
 
 @dataclass(frozen=True)
@@ -293,7 +290,7 @@ def _result(row: PaperRow, recipes: Sequence[Recipe], folders: Sequence[Path], d
         finished[0][1]["last"]["total"] if finished else 0,
         "; ".join([state, *under_way]) if finished or under_way else "not run",
         statistics.median(float(line["step_seconds"]) for line in _log(finished[0][0])) if finished else None,
-        _nfe(finished[0][0], recipes[0].dataset, data_dir) if finished else None,
+        _nfe(*finished[0], data_dir) if finished else None,
         tuple(sorted({metrics["git"]["commit"] for _, metrics in finished if metrics["git"]})),
         tuple(sorted({hardware_text(metrics["hardware"]) for _, metrics in finished})),
     )
@@ -313,15 +310,15 @@ def _log(folder: Path) -> list[dict[str, str]]:
         return []
 
 
-def _nfe(folder: Path, dataset: str, data_dir: Any) -> int | None:
-    """Function evaluations of the trained blocks on the first test images; None without a block, or with the log alone."""
-    if not (folder / "model.safetensors").is_file():
-        return None
-    model: Any = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval()
+def _nfe(folder: Path, metrics: dict[str, Any], data_dir: Any) -> int | None:
+    """What the run wrote down; counted again for older runs, which wrote none, unless they are a log alone."""
+    if "nfe" in metrics or not (folder / "model.safetensors").is_file():
+        return metrics.get("nfe")
+    model: Any = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True)
     cfg = model.pretrained_cfg
-    images = load_dataset(dataset, "test", data_dir=data_dir, input_size=tuple(cfg["input_size"])).images[:_NFE_IMAGES]
-    solved = solutions(model, normalize(images, cfg["mean"], cfg["std"]))
-    return sum(solution.nfe for solution in solved) if solved else None
+    size = tuple(cfg["input_size"])
+    images = load_dataset(metrics["dataset"], "test", data_dir=data_dir, input_size=size).images
+    return function_evaluations(model, images, cfg["mean"], cfg["std"])
 
 
 def _cells(result: RowResult) -> list[str]:

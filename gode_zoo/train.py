@@ -39,7 +39,7 @@ from .augmentation import mirrored_in_epoch, mix, mixing_weight, random_crop, ra
 from .distributed import World, world
 from .evaluate import Score, count_correct
 from .families import Categorical, get_family
-from .metrics import best_epoch, write_metrics
+from .metrics import best_epoch, function_evaluations, write_metrics
 from .mixed_precision import any_chip_bf16
 from .optimizers import make_optimizer
 from .outcomes import OutcomeScore, predictors, score_outcomes, with_outcomes
@@ -293,8 +293,10 @@ class _TrainingJob:
             unseen = self.val_data if self.val_data is not None else self.train_data
             y, eta = predictors(self.published, unseen.to(self.device), self.mean, self.std)
             self.published.family = family.with_dispersion(family.estimate_dispersion(y, eta))
-        further = {}  # for the card: the headline is without test-time augmentation
+        nfe = function_evaluations(self.published, self.test_data.images, self.mean, self.std)
+        further: dict[str, Any] = {"nfe": nfe}
         if self.classes and (self.recipe.augment.flip or self.recipe.augment.alternating_flip):
+            # for the card: the headline is without test-time augmentation
             further["mirrored"] = self._measure(self.test_data, mirror=True).to_dict()
         if self.processes.first:
             save_weights(self.out, self.published, self.recipe, self.train_data.classes)
