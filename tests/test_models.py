@@ -233,6 +233,10 @@ def test_weights_from_a_file_adapt_to_other_channels_and_classes(name, channels,
     )
     swapped = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, solver="rk4", num_steps=3)
     assert swapped.block.solver == "rk4" and swapped(image(swapped)).isfinite().all()
+    with pytest.raises(WeightsError, match=r"do not fit a model with .*num_basis=6.*convs\.0\.coeffs.*surgery\.refine"):
+        timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_basis=6)
+    with pytest.raises(WeightsError, match=r"do not fit a model with .*num_convs=3.* \(Missing key.*norms\.2"):
+        timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_convs=3)
 
 
 def test_weights_of_another_sha256_are_refused(tmp_path):

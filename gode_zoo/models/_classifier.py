@@ -6,6 +6,7 @@ Stem: Conv 3×3 – GroupNorm – ReLU – Conv 4×4, stride 2 – GroupNorm –
 has no padding: 28×28 pixels become a state of 6×6, 32×32 become 7×7.
 """
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -262,7 +263,7 @@ def create(
     checked by `gode_zoo.hugging_face.download.fetch`, and timm is given the file that was checked.
 
     Raises:
-        WeightsError: the weights are refused.
+        WeightsError: the weights are refused, or do not fit the model that the keywords ask for.
         HubError: the Hub cannot be reached, refuses, or has no such thing.
     """
     source = kwargs.get("pretrained_cfg")
@@ -275,14 +276,30 @@ def create(
         chosen = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), pretrained_cfg_overlay=overlay)
         if fetched := _check_weights(chosen, variant, kwargs.get("cache_dir")):
             kwargs["pretrained_cfg_overlay"] = {**overlay, "source": None, "file": str(fetched)}
-    return build_model_with_cfg(
-        cls,
-        variant,
-        pretrained,
-        pretrained_filter_fn=filter_fn,
-        feature_cfg={"out_indices": (0, 1, 2), "feature_cls": "getter"},
-        **kwargs,
-    )
+    try:
+        return build_model_with_cfg(
+            cls,
+            variant,
+            pretrained,
+            pretrained_filter_fn=filter_fn,
+            feature_cfg={"out_indices": (0, 1, 2), "feature_cls": "getter"},
+            **kwargs,
+        )
+    except RuntimeError as error:
+        if not str(error).startswith("Error(s) in loading state_dict"):
+            raise
+        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items() if key in _keywords(cls))
+        first = str(error).splitlines()[1].strip().rstrip(".")
+        surgery = "; gode_zoo.surgery.refine and compress then change num_basis" if "num_basis" in kwargs else ""
+        raise WeightsError(
+            f"{variant}: the pretrained weights do not fit a model with {given or 'its own keywords'} ({first}): load them "
+            f"without keywords that change the shapes of parameters{surgery}"
+        ) from None
+
+
+def _keywords(cls: type[nn.Module]) -> set[str]:
+    """Those of the architecture, which timm's own are not among."""
+    return set(inspect.signature(cls).parameters)
 
 
 def _check_weights(chosen: PretrainedCfg, variant: str, cache_dir: Any) -> Path | None:
