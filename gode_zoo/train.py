@@ -293,12 +293,12 @@ class _TrainingJob:
             unseen = self.val_data if self.val_data is not None else self.train_data
             y, eta = predictors(self.published, unseen.to(self.device), self.mean, self.std)
             self.published.family = family.with_dispersion(family.estimate_dispersion(y, eta))
-        nfe = function_evaluations(self.published, self.test_data.images, self.mean, self.std)
-        further: dict[str, Any] = {"nfe": nfe}
+        further: dict[str, Any] = {}
         if self.classes and (self.recipe.augment.flip or self.recipe.augment.alternating_flip):
             # for the card: the headline is without test-time augmentation
             further["mirrored"] = self._measure(self.test_data, mirror=True).to_dict()
         if self.processes.first:
+            further["nfe"] = function_evaluations(self.published, self.test_data.images, self.mean, self.std)
             save_weights(self.out, self.published, self.recipe, self.train_data.classes)
             write_metrics(self.out, self.published, self.recipe, self.run, last, best, further)
         return last, best[0]

@@ -286,20 +286,21 @@ def create(
             **kwargs,
         )
     except RuntimeError as error:
-        if not str(error).startswith("Error(s) in loading state_dict"):
-            raise
-        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items() if key in _keywords(cls))
-        first = str(error).splitlines()[1].strip().rstrip(".")
-        surgery = "; gode_zoo.surgery.refine and compress then change num_basis" if "num_basis" in kwargs else ""
-        raise WeightsError(
-            f"{variant}: the pretrained weights do not fit a model with {given or 'its own keywords'} ({first}): load them "
-            f"without keywords that change the shapes of parameters{surgery}"
-        ) from None
+        if str(error).startswith("Error(s) in loading state_dict"):
+            raise WeightsError(_misfit(cls, variant, kwargs, str(error))) from None
+        raise
 
 
-def _keywords(cls: type[nn.Module]) -> set[str]:
-    """Those of the architecture, which timm's own are not among."""
-    return set(inspect.signature(cls).parameters)
+def _misfit(cls: type[nn.Module], variant: str, kwargs: Mapping[str, Any], error: str) -> str:
+    """What torch's `error` means: the keywords of the architecture, timm's own left out, and the first difference."""
+    own = inspect.signature(cls).parameters
+    given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items() if key in own) or "its own keywords"
+    first = error.splitlines()[1].strip().rstrip(".")
+    surgery = "; gode_zoo.surgery.refine and compress then change num_basis" if "num_basis" in kwargs else ""
+    return (
+        f"{variant}: the pretrained weights do not fit a model with {given} ({first}): load them "
+        f"without keywords that change the shapes of parameters{surgery}"
+    )
 
 
 def _check_weights(chosen: PretrainedCfg, variant: str, cache_dir: Any) -> Path | None:
