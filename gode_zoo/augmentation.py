@@ -1,6 +1,6 @@
 """Augmentation on the device, of whole batches, from generators whose state a checkpoint keeps.
 
-    images = random_flip(random_crop(images, 4, generator), generator)     # uint8
+    images = move(images, recipe.augment, generator)                       # uint8: crop, flip, rotation
     x = random_cutout(normalize(images, mean, std), 12, generator)         # floats, where 0 is the mean colour
     x = mix(x, weight)                                                     # and the loss of both labels
 
@@ -9,18 +9,45 @@ Shapes: images and x (B, C, H, W).
 
 from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-__all__ = ["mirrored_in_epoch", "mix", "mixing_weight", "random_crop", "random_cutout", "random_flip"]
+if TYPE_CHECKING:
+    from .recipes import Augment
+
+__all__ = [
+    "mirrored_in_epoch",
+    "mix",
+    "mixing_weight",
+    "move",
+    "random_crop",
+    "random_cutout",
+    "random_flip",
+    "random_rotation",
+]
+
+
+def move(images: Tensor, settings: Augment, generator: torch.Generator | None = None) -> Tensor:
+    """uint8 images (of B, C, H, W) cropped, flipped at random and rotated as far as a recipe's `augment` says so."""
+    if settings.crop_padding:
+        images = random_crop(images, settings.crop_padding, generator)
+    if settings.flip:
+        images = random_flip(images, generator)
+    if settings.rotation:
+        images = random_rotation(images, settings.rotation, generator)
+    return images
 
 
 def random_crop(images: Tensor, padding: int, generator: torch.Generator | None = None) -> Tensor:
     """Each image (of B, C, H, W) moved by up to `padding` pixels each way; what comes in from outside is 0."""
     b, _, h, w = images.shape
     device = images.device
-    padded = torch.nn.functional.pad(images, (padding,) * 4)
+    padded = F.pad(images, (padding,) * 4)
     top, left = torch.randint(0, 2 * padding + 1, (2, b, 1), generator=generator, device=device)
     rows = (top + torch.arange(h, device=device))[:, :, None]  # (B, H, 1)
     columns = (left + torch.arange(w, device=device))[:, None, :]  # (B, 1, W)
@@ -32,6 +59,17 @@ def random_flip(images: Tensor, generator: torch.Generator | None = None) -> Ten
     """Each image (of B, C, H, W) mirrored left to right with probability 1/2."""
     mirrored = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device) < 0.5
     return torch.where(mirrored, images.flip(3), images)
+
+
+def random_rotation(images: Tensor, degrees: float, generator: torch.Generator | None = None) -> Tensor:
+    """Each uint8 image (of B, C, H, W) turned about its centre by at most `degrees`, bilinearly; what comes in is 0."""
+    b, _, h, w = images.shape
+    angles = torch.empty(b, device=images.device).uniform_(-degrees, degrees, generator=generator) * (math.pi / 180)
+    cos, sin, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
+    # Where each pixel comes from. The grid's axes go from -1 to 1 whatever the sides, so the ratio of these enters.
+    rows = torch.stack((cos, -sin * (h / w), zero)), torch.stack((sin * (w / h), cos, zero))
+    grid = F.affine_grid(torch.stack(rows).permute(2, 0, 1), list(images.shape), align_corners=False)
+    return F.grid_sample(images.float(), grid, align_corners=False).round().to(torch.uint8)
 
 
 def mirrored_in_epoch(count: int, epoch: int, seed: int, device: torch.device | str = "cpu") -> Tensor:

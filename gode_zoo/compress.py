@@ -4,8 +4,8 @@
     result.before.error, result.after.error, result.finetuned.error
 
 The smaller model is `surgery.compress`'s: the nearest weights in L2, without training. The fine-tune goes over the training
-set in random order with the augmentation and label smoothing of the model's recipe, by SGD with a learning rate that falls
-linearly to 0. The test set is only measured on; nothing is selected.
+set in random order with the crops, flips, rotations and label smoothing of the model's recipe, by SGD with a learning rate
+that falls linearly to 0. The test set is only measured on; nothing is selected.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import data as zoo_data
-from .augmentation import random_crop, random_flip
+from .augmentation import move
 from .evaluate import Score, count_correct, load_published
 from .provenance import source_revision
 from .recipes import Recipe, load_recipe
@@ -144,11 +144,7 @@ def _finetune(
     step = 0
     while step < steps:
         for images, labels in zoo_data.batches(data, batch_size, shuffle=True, drop_last=False, generator=generator):
-            if recipe.augment.crop_padding:
-                images = random_crop(images, recipe.augment.crop_padding, generator=generator)
-            if recipe.augment.flip:
-                images = random_flip(images, generator=generator)
-            logits = model(zoo_data.normalize(images, mean, std))
+            logits = model(zoo_data.normalize(move(images, recipe.augment, generator), mean, std))
             loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
             if not torch.isfinite(loss):
                 raise RuntimeError(f"the loss is NaN or infinite at step {step + 1} of the fine-tune: lower lr={lr}")

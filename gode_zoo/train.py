@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from . import data as zoo_data
-from .augmentation import mirrored_in_epoch, mix, mixing_weight, random_crop, random_cutout, random_flip
+from .augmentation import mirrored_in_epoch, mix, mixing_weight, move, random_cutout
 from .distributed import World, world
 from .evaluate import Score, count_correct
 from .families import Categorical, get_family
@@ -354,11 +354,7 @@ class _TrainingJob:
     def _augmented(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of this process's share of a batch: normalised images, labels, and targets, which mixup makes of these."""
         settings, generator = self.recipe.augment, self.run.augment
-        if settings.crop_padding:
-            images = random_crop(images, settings.crop_padding, generator=generator)
-        if settings.flip:
-            images = random_flip(images, generator=generator)
-        images, labels = self.processes.share(images, labels)
+        images, labels = self.processes.share(move(images, settings, generator), labels)
         x = zoo_data.normalize(images, self.mean, self.std).to(memory_format=self.layout)
         if settings.cutout:
             x = random_cutout(x, settings.cutout, generator=generator)

@@ -2,8 +2,18 @@
 
 import torch
 from torch.nn import functional as F
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import rotate
 
-from gode_zoo.augmentation import mirrored_in_epoch, mix, mixing_weight, random_crop, random_cutout, random_flip
+from gode_zoo.augmentation import (
+    mirrored_in_epoch,
+    mix,
+    mixing_weight,
+    random_crop,
+    random_cutout,
+    random_flip,
+    random_rotation,
+)
 
 
 def test_random_crop_equals_cutting_one_by_one():
@@ -23,6 +33,16 @@ def test_random_flip_mirrors_half_and_leaves_the_rest():
     same = (flipped == images).flatten(1).all(1)
     mirrored = (flipped == images.flip(3)).flatten(1).all(1)
     assert bool((same | mirrored).all()) and 420 < int(mirrored.sum()) < 580
+
+
+def test_rotation_is_torchvisions_by_angles_either_way():
+    images = torch.randint(0, 256, (40, 2, 11, 8), dtype=torch.uint8)
+    turned = random_rotation(images, 30.0, torch.Generator().manual_seed(0))
+    angles = torch.empty(40).uniform_(-30.0, 30.0, generator=torch.Generator().manual_seed(0)).tolist()
+    assert min(angles) < -20 and max(angles) > 20 and turned.dtype == torch.uint8
+    for image, got, angle in zip(images, turned, angles, strict=True):
+        expected = rotate(image.float(), angle, InterpolationMode.BILINEAR)
+        assert (got - expected).abs().max() <= 0.51
 
 
 def test_alternating_flip_shows_each_image_both_ways_in_any_two_epochs():

@@ -185,12 +185,12 @@ def test_coarse_to_fine_training_resumes_exactly(gode_recipe, tmp_path, stops):
 
 
 def test_every_other_part_of_a_recipe_resumes_exactly(gode_recipe, tmp_path):
-    """Muon, alternating flips, cutout, mixup, channels_last and more steps late in training."""
+    """Muon, alternating flips, rotation, cutout, mixup, channels_last and more steps late in training."""
     recipe = recipe_from_dict(
         gode_recipe
         | {
             "optimizer": {"name": "muon", "lr": 0.02, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4},
-            "augment": {"crop_padding": 2, "alternating_flip": True, "cutout": 8, "mixup": 0.4},
+            "augment": {"crop_padding": 2, "alternating_flip": True, "rotation": 20, "cutout": 8, "mixup": 0.4},
             "refine": [{"epoch": 1, "num_steps": 3}],
             "label_smoothing": 0.1,
             "channels_last": True,

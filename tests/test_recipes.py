@@ -55,6 +55,7 @@ def test_a_recipe_states_its_evidence(name):
         ({"holdout": 1.0}, "holdout = 1.0"),
         ({"optimizer": {"name": "adam", "lr": 0.1}}, "allowed: sgd, muon"),
         ({"augment": {"flip": True, "alternating_flip": True}}, "false beside flip: true"),
+        ({"augment": {"rotation": 200}}, r"augment\.rotation = 200.* 0 to 180 degrees"),
         ({"augment": {"cutout": -1}}, "cutout = -1"),
         ({"augment": {"mixup": 0.2}, "family": "poisson", "model_args": {"num_classes": 1}}, "0 with a family"),
     ],

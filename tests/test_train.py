@@ -75,7 +75,7 @@ class _Waits(TorchDispatchMode):
 
 @pytest.mark.parametrize("model", ["gode_mnist_m4", "gode3_mnist_xs"])
 def test_a_step_never_makes_the_host_wait(recipe, tmp_path, monkeypatch, model):
-    augment = dataclasses.replace(recipe.augment, cutout=4, mixup=0.2)
+    augment = dataclasses.replace(recipe.augment, rotation=10.0, cutout=4, mixup=0.2)
     recipe = dataclasses.replace(recipe, model=model, augment=augment, ema_decay=0.9, amp="bf16", batch_size=2)
     monkeypatch.setattr(training, "refuse_non_finite_loss", lambda *_: None)  # at every step on a CPU alone
 

@@ -22,7 +22,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from .. import data as zoo_data
-from ..augmentation import random_crop, random_flip
+from ..augmentation import move
 from ..calibration import Coverage
 from ..evaluate import Score
 from ..metrics import write_metrics
@@ -114,11 +114,7 @@ class FinetuneJob:
 
     def batch(self, index: Tensor, augment: torch.Generator) -> tuple[Tensor, Tensor]:
         """Augmented, normalised images (B, C, H, W) and their labels (B,)."""
-        images = self.images[index]
-        if self.recipe.augment.crop_padding:
-            images = random_crop(images, self.recipe.augment.crop_padding, generator=augment)
-        if self.recipe.augment.flip:
-            images = random_flip(images, generator=augment)
+        images = move(self.images[index], self.recipe.augment, augment)
         return zoo_data.normalize(images, self.mean, self.std), self.labels[index]
 
     def forward(self, model: nn.Module, x: Tensor) -> Tensor:

@@ -71,6 +71,7 @@ def check(recipe: Recipe, content: dict[str, Any], source: str) -> None:
     augment = recipe.augment
     need(0 <= augment.crop_padding <= 64, "augment.crop_padding", "0 to 64 pixels")
     need(not (augment.flip and augment.alternating_flip), "augment.alternating_flip", "false beside flip: true")
+    need(0.0 <= augment.rotation <= 180.0, "augment.rotation", "0 to 180 degrees")
     need(0 <= augment.cutout <= 512, "augment.cutout", "0 to 512 pixels")
     need(0.0 <= augment.mixup <= 100.0, "augment.mixup", "0 to 100")
     need(not augment.mixup or recipe.family == "categorical", "augment.mixup", "0 with a family of outcomes")

@@ -54,6 +54,7 @@ class Augment:
     crop_padding: int = 0
     flip: bool = False
     alternating_flip: bool = False  # every other epoch, in place of at random
+    rotation: float = 0.0  # at most so many degrees, either way
     cutout: int = 0  # pixels a side
     mixup: float = 0.0  # alpha of the Beta distribution
 
@@ -129,7 +130,7 @@ class Recipe:
         for key in ("penalty", "refine", "channels_last"):
             if not getattr(self, key):
                 del plain[key]
-        for key in ("alternating_flip", "cutout", "mixup"):
+        for key in ("alternating_flip", "rotation", "cutout", "mixup"):
             if not getattr(self.augment, key):
                 del plain["augment"][key]
         for key in ("roughness", "difference"):
