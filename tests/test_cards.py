@@ -128,6 +128,23 @@ def test_controls_say_whether_the_block_earns_its_keep(root):
     assert "points worse than one residual block" in text and "not the same number of epochs" in text
 
 
+def test_the_mean_over_seeds_is_compared_not_the_published_seed(root):
+    def several(model, errors):
+        last = {"epoch": 6, "error": errors[0], "correct": round(10000 - 100 * errors[0]), "total": 10000}
+        seeds = {"seeds": [0, 1, 2], "num_seeds": 3, "seed_errors": errors}
+        publish(root, METRICS | {"model": model, "last": last} | seeds, f"{model}.modern")
+
+    several("stem_mnist", [12.4, 14.3, 14.4])  # the published one is as good as the model with the block
+    several("resnet1_mnist", [11.0, 12.3, 13.7])
+    assert cards.main([], root) == 0
+    text = (root / "MODEL_CARDS.md").read_text()
+    assert "| stem_mnist.modern | no block | 428,042 | 6 | 13.70 ± 1.13 over 3 seeds |" in text
+    assert text.count("| 3 (13.70 ± 1.13) |") == 1
+    # 13.7 of 10,000 images is ± 0.344, 12.34 is ± 0.329.
+    assert "1.36 ± 0.48 points better than no block" in text
+    assert "not measurably different (-0.01 ± 0.47 points) from one residual block" in text
+
+
 def test_card_states_figures_and_provenance(root):
     text = (root / "hub/gode_mnist_m4.modern/README.md").read_text()
     for what in (

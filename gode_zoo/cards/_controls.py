@@ -1,12 +1,16 @@
-"""Does the ODE block earn its keep? GODE beside the same stem and head with another block, or none."""
+"""Does the ODE block earn its keep? GODE beside the same stem and head with another block, or none.
+
+Where a model has several seeds it is their mean that is compared, not the published weights.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import yaml
 
+from ..metrics import mean_and_spread
+from ..ordering import difference
 from ._entry import Entry
 
 __all__ = ["controls"]
@@ -51,6 +55,8 @@ def _part(gode: Entry, found: dict[str, Entry]) -> str:
     for entry, block in [*((control, _CONTROLS[kind]) for kind, control in found.items()), (gode, "spline ODE")]:
         metrics = entry.metrics
         error = f"{metrics['last']['error']:.2f} ± {entry.standard_error:.2f}"
+        if len(entry.errors) > 1:
+            error = f"{mean_and_spread(entry.errors)} over {len(entry.errors)} seeds"
         lines.append(f"| {entry.name} | {block} | {metrics['parameters']:,} | {metrics['epochs']} | {error} |")
     if len({entry.metrics["epochs"] for entry in compared}) > 1:
         lines += ["", "The runs have not the same number of epochs, so a part of the difference may be that."]
@@ -68,9 +74,9 @@ def _precision(entry: Entry) -> str:
 
 
 def _verdict(gode: Entry, control: Entry) -> str:
-    """Better or worse where the difference is more than two standard errors of it."""
-    difference = control.metrics["last"]["error"] - gode.metrics["last"]["error"]
-    standard_error = math.hypot(gode.standard_error, control.standard_error)
-    if abs(difference) <= 2.0 * standard_error:
-        return f"not measurably different ({difference:+.2f} ± {standard_error:.2f} points) from"
-    return f"{abs(difference):.2f} ± {standard_error:.2f} points {'better' if difference > 0 else 'worse'} than"
+    """Better or worse where so great a difference would come by chance less than once in twenty times."""
+    found = difference(control.errors, gode.errors, gode.metrics["last"]["total"])
+    if not found.p < 0.05:
+        return f"not measurably different ({found.points:+.2f} ± {found.standard_error:.2f} points) from"
+    better = "better" if found.points > 0 else "worse"
+    return f"{abs(found.points):.2f} ± {found.standard_error:.2f} points {better} than"

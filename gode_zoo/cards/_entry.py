@@ -65,6 +65,11 @@ class Entry:
         return 100.0 * self.metrics["last"]["correct"] / self.metrics["last"]["total"]
 
     @property
+    def errors(self) -> tuple[float, ...]:
+        """In %, of each seed; that of these weights where no other was recorded."""
+        return tuple(self.metrics.get("seed_errors") or [self.metrics["last"]["error"]])
+
+    @property
     def standard_error(self) -> float:
         """Of the accuracy, in points, as the number of images gives it."""
         p = self.metrics["last"]["correct"] / self.metrics["last"]["total"]

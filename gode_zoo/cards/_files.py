@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..metrics import mean_and_spread
 from ..models._pretrained import CHECKOUT
 from ..run_folder import atomic_write
 from ._controls import controls
@@ -67,7 +68,8 @@ def _overview(entries: Sequence[Entry]) -> str:
 
 Errors are in % of the test set, of one model without test-time augmentation. *Last* is the error of the published
 weights, those of the last epoch; ± is the standard error that the size of the test set gives. *Best* is the error of
-the best epoch where it was measured, as information: those weights are not published.
+the best epoch where it was measured, as information: those weights are not published. *Seeds* is how many runs there are,
+with the mean and standard deviation of their errors where there are several; the published weights are of one of them.
 
 Measure a figure again: `gode-zoo evaluate NAME --check`. The cards, which a name links to, have the recipe, the
 hardware and the limits.
@@ -112,7 +114,7 @@ def _table(entries: Sequence[Entry], link: str) -> str:
                 f"{metrics['parameters']:,}",
                 solver_text(metrics["solver"]),
                 str(metrics["epochs"]),
-                str(metrics["num_seeds"]),
+                str(metrics["num_seeds"]) + (f" ({mean_and_spread(entry.errors)})" if len(entry.errors) > 1 else ""),
             ]
         )
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
