@@ -84,15 +84,20 @@ def bundle(runs: Sequence[Path], root: Path = CHECKOUT, *, replace: bool = False
 
 def evidence(metrics: dict[str, Any]) -> str:
     """The line at the head of a recipe that says what it gave, from the metrics.json of bundled weights."""
-    hardware, seeds = metrics["hardware"], metrics["num_seeds"]
-    where = hardware["device"]
-    if where == hardware["cpu"]:
-        where = f"{hardware['threads']} core{'s' if hardware['threads'] > 1 else ''} of an {where}"
+    seeds = metrics["num_seeds"]
+    machines = [metrics["hardware"], *(later.get("hardware") for later in metrics["resumed_with"])]
+    where = ", then ".join(dict.fromkeys(_where(machine) for machine in machines if machine))  # older runs do not say
     runs = f"{seeds} seed{'s' if seeds > 1 else ''}"
     error = f"{metrics['last']['error']:.2f} % test error"
     if seeds > 1:
         error += f", all seeds {mean_and_spread(metrics['seed_errors'])} %"
     return f"# Evidence: {metrics['epochs']} epochs, {runs}, {where}: {error}.\n"
+
+
+def _where(hardware: dict[str, Any]) -> str:
+    if hardware["device"] != hardware["cpu"]:
+        return str(hardware["device"])
+    return f"{hardware['threads']} core{'s' if hardware['threads'] > 1 else ''} of an {hardware['cpu']}"
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -62,6 +62,20 @@ def test_the_median_seed_is_published_with_the_errors_of_all(seeds, checkout):
     assert sorted(path.name for path in (checkout / "hub").iterdir()) == [NAME]
 
 
+def test_evidence_names_every_machine_once():
+    first, second = ({"device": cpu, "cpu": cpu, "threads": threads} for cpu, threads in (("Slow", 2), ("Quick", 1)))
+    metrics = {"epochs": 60, "num_seeds": 1, "last": {"error": 10.0}, "hardware": first}
+    resumed = [
+        {"hardware": first},
+        {"from_step": 3},
+        {"hardware": second},
+        {"hardware": second | {"device": "Some GPU"}},
+    ]
+    assert module.evidence(metrics | {"resumed_with": resumed}) == (
+        "# Evidence: 60 epochs, 1 seed, 2 cores of an Slow, then 1 core of an Quick, then Some GPU: 10.00 % test error.\n"
+    )
+
+
 def test_weights_that_are_there_are_replaced_on_request_alone(seeds, checkout):
     out = bundle(seeds[:1], checkout)
     with pytest.raises(BundleError, match="is there already; --replace"):
