@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scipy import stats
-
 if TYPE_CHECKING:
     from .reproduce import RowResult
 
@@ -53,12 +51,14 @@ def difference(first: Sequence[float], second: Sequence[float], images: int) -> 
     points = statistics.fmean(first) - statistics.fmean(second)
     over_seeds = min(len(first), len(second)) > 1
     if over_seeds:
+        from scipy import stats  # takes a second to import, for which most cards need not wait
+
         variance = sum(statistics.variance(errors) / len(errors) for errors in (first, second))
         p = float(stats.ttest_ind(first, second, equal_var=False).pvalue) if variance > 0 else math.nan
     else:
         shares = (statistics.fmean(errors) / 100 for errors in (first, second))
         variance = 1e4 * sum(share * (1 - share) for share in shares) / images
-        p = float(2 * stats.norm.sf(abs(points) / math.sqrt(variance))) if variance > 0 else math.nan
+        p = math.erfc(abs(points) / math.sqrt(2 * variance)) if variance > 0 else math.nan
     return Difference(points, math.sqrt(variance), p, over_seeds)
 
 
