@@ -62,7 +62,10 @@ def random_flip(images: Tensor, generator: torch.Generator | None = None) -> Ten
 
 
 def random_rotation(images: Tensor, degrees: float, generator: torch.Generator | None = None) -> Tensor:
-    """Each uint8 image (of B, C, H, W) turned about its centre by at most `degrees`, bilinearly; what comes in is 0."""
+    """Each uint8 image (of B, C, H, W) turned about its centre by at most `degrees` either way, bilinearly.
+
+    What comes in from outside is 0.
+    """
     b, _, h, w = images.shape
     angles = torch.empty(b, device=images.device).uniform_(-degrees, degrees, generator=generator) * (math.pi / 180)
     cos, sin, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)

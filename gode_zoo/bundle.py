@@ -95,6 +95,7 @@ def evidence(metrics: dict[str, Any]) -> str:
 
 
 def _where(hardware: dict[str, Any]) -> str:
+    """The machine in the words of a recipe's head, which needs less than `provenance.hardware_text` says."""
     if hardware["device"] != hardware["cpu"]:
         return str(hardware["device"])
     return f"{hardware['threads']} core{'s' if hardware['threads'] > 1 else ''} of an {hardware['cpu']}"
